@@ -1,0 +1,6 @@
+"""Electrostatics of smeared multipoles: the sum itself, without any learning.
+
+Gaussian charges, dipoles and quadrupoles interact through erf(r/(√2 σ))/r. `Coulomb` sums that openly or by Ewald, for
+batches that mix both, and gives energy, potential, field and field gradient, all differentiable in positions, cell and
+multipoles. This room needs only torch and numpy.
+"""

@@ -1,0 +1,1 @@
+"""Engines: programs that run a model. For now ASE, through `farfield.Calculator`."""

@@ -1,0 +1,5 @@
+"""Adapters for potentials of other packages, one file per package, each imported only when asked for.
+
+An adapter builds its host's inputs from an `AtomicBatch`, converts the host's features to Cartesian ones and declares
+the cutoff, the receptive radius and how to rebuild itself. None is here yet.
+"""

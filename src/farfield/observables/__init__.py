@@ -1,0 +1,36 @@
+"""Observables: dipoles, polarization, Born charges and forces in a field, as functions of a model.
+
+A model is anything that gives multipoles with their graph (`MultipoleModel`). All results are physical: the latent
+multipoles are multiplied by ``scale``, the gauge sign times √ε of each system; `farfield.model.Model` does so by
+itself.
+"""
+
+from farfield.observables.born import born_charges, check_receptive_radius, forces_in_field, impose_sum_rule
+from farfield.observables.harmonics import fitted_coefficients, flat_coefficients
+from farfield.observables.moments import (
+    MultipoleModel,
+    balanced_charges,
+    dipole,
+    dipole_moment,
+    physical,
+    polarization,
+    quadrupole,
+    quadrupole_moment,
+)
+
+__all__ = [
+    "MultipoleModel",
+    "balanced_charges",
+    "born_charges",
+    "check_receptive_radius",
+    "dipole",
+    "dipole_moment",
+    "fitted_coefficients",
+    "flat_coefficients",
+    "forces_in_field",
+    "impose_sum_rule",
+    "physical",
+    "polarization",
+    "quadrupole",
+    "quadrupole_moment",
+]

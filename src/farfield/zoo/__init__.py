@@ -1,0 +1,1 @@
+"""Shipped models, one ``NAME.ff`` file each; `farfield.load("NAME")` opens them and ``farfield models`` lists them."""

@@ -1,0 +1,81 @@
+"""Promises that the repository's own files make."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tomllib
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+import yaml
+
+import farfield
+
+ROOMS = "atoms electrostatics potentials hosts observables zoo datasets training evaluation engines spectra compat"
+
+
+@pytest.fixture(scope="module")
+def project(repository: Path) -> dict:
+    return tomllib.loads((repository / "pyproject.toml").read_text())
+
+
+def test_version_is_the_same_everywhere(repository: Path, project: dict) -> None:
+    citation = yaml.safe_load((repository / "CITATION.cff").read_text())
+    assert project["project"]["version"] == farfield.__version__ == citation["version"]
+
+
+def test_every_dependency_is_pinned(repository: Path, project: dict) -> None:
+    pinned = {
+        re.split("==", line)[0].lower().replace("_", "-")
+        for line in (repository / "constraints.txt").read_text().splitlines()
+        if "==" in line and not line.startswith("#")
+    }
+    extras = project["project"]["optional-dependencies"]
+    needed = project["project"]["dependencies"] + extras["test"] + extras["docs"] + extras["lint"]
+    names = {re.match(r"[A-Za-z0-9-]+", requirement)[0].lower() for requirement in needed}
+    assert names <= pinned
+
+
+def test_constraints_pin_no_cuda_build(repository: Path) -> None:
+    text = (repository / "constraints.txt").read_text()
+    assert "nvidia-" not in text
+    assert re.search(r"^torch==[0-9.]+$", text, re.MULTILINE)
+
+
+def test_torch_is_no_build_requirement(project: dict) -> None:
+    # pip builds in an environment of its own, where 'torch' would mean the newest CUDA build
+    assert not [entry for entry in project["build-system"]["requires"] if "torch" in entry]
+
+
+@pytest.mark.parametrize("room", ROOMS.split())
+def test_every_room_says_what_it_is(repository: Path, room: str) -> None:
+    first = (repository / "src" / "farfield" / room / "__init__.py").read_text()
+    assert first.startswith('"""')
+
+
+def test_built_in_backbone_is_found_by_entry_point() -> None:
+    found = entry_points(group="farfield.backbones")
+    assert "cace" in found.names
+    assert found["cace"].load().__name__ == "CACE"
+
+
+def test_make_help_lists_the_readme_commands(repository: Path) -> None:
+    run = subprocess.run(["make", "help"], cwd=repository, check=True, capture_output=True, text=True)
+    listed = {line.split()[0] for line in run.stdout.splitlines() if line.startswith("  ")}
+    assert {"demo", "test", "docs", "lint", "bench", "help"} <= listed
+
+
+def test_no_path_of_one_machine(repository: Path) -> None:
+    """Committed text names no absolute path of the machine it was written on."""
+    files = subprocess.run(["git", "ls-files"], cwd=repository, capture_output=True, text=True, check=False)
+    if files.returncode:
+        pytest.skip("not a git checkout")
+    home = re.compile(r"(?<![\w.\]}])/(?:home|root|work|Users)/\w")
+    found = []
+    for name in files.stdout.splitlines():
+        path = repository / name
+        if path.suffix in {".py", ".md", ".toml", ".yaml", ".txt", ".cff", ".cfg"} and path.is_file():
+            found += [f"{name}: {line}" for line in path.read_text().splitlines() if home.search(line)]
+    assert not found
