@@ -1,0 +1,279 @@
+"""Born effective charges and forces in an electric field, by vector–Jacobian products on one retained graph.
+
+Along open directions Z*_{i,ab} = ∂P_a/∂r_ib with P of `polarization`. Along periodic axes (PHYSICS §6)
+
+    Z*_i = q̃_i·1 + Σ_j d_ij ⊗ ∂q_j/∂r_i + Σ_j ∂u_j/∂r_i ,   d_ij ≈ Σ_axes (cell vector) Σ_m c_m sin(2πm s_ij)/(2πm),
+
+s_ij the difference of fractional coordinates. Since sin(θ_j − θ_i) = sin θ_j cos θ_i − cos θ_j sin θ_i, each axis and
+harmonic takes two vector–Jacobian products, with weights sin θ_j and cos θ_j, for all atoms at once; an open direction
+takes one, with the coordinate itself as weight.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from farfield.atoms.batch import AtomicBatch
+from farfield.observables.frames import completed_cells, perpendicular_heights
+from farfield.observables.harmonics import fitted_coefficients, flat_coefficients
+from farfield.observables.moments import MultipoleModel, Scale, balanced_charges, physical, with_neighbors
+
+#: Harmonics used where none are asked for.
+DEFAULT_HARMONICS = 6
+
+
+def born_charges(
+    model: MultipoleModel,
+    batch: AtomicBatch,
+    *,
+    harmonics: int = DEFAULT_HARMONICS,
+    fit: Literal["flat", "radius"] = "flat",
+    mean: Literal["detached", "attached"] = "detached",
+    scale: Scale = 1.0,
+    sum_rule: bool = False,
+    create_graph: bool = False,
+) -> Float[Tensor, "atoms 3 3"]:
+    """Born effective charges, first index polarization, second displacement.
+
+    Open systems need three vector–Jacobian products for the whole batch; periodic ones 6 ``harmonics`` (and three more
+    where the model has atomic dipoles). Systems with any periodicity may be mixed.
+
+    Parameters
+    ----------
+    model
+        A model with latent multipoles.
+    batch
+        The systems; neighbours are found where they are missing.
+    harmonics
+        Number of lattice harmonics that stand for the displacement along periodic axes; 1 is the published formula.
+    fit
+        ``"flat"``: the maximally flat combination; ``"radius"``: coefficients fitted on the model's receptive radius,
+        better where that comes close to half the cell.
+    mean
+        Whether the residual charge (Σq − Q_tot)/N of a periodic system is differentiated. ``"detached"``, because its
+        derivative spreads over the whole cell, where displacements have no meaning; ``"attached"`` with one harmonic
+        reproduces published numbers. Along open directions it always is: there Z* is the derivative of P.
+    scale
+        Physical over latent multipoles: gauge sign times √ε, one number or one per system.
+    sum_rule
+        Shift Z* evenly so that they add up to the total charge (see `impose_sum_rule`). Off by default: how far the sum
+        is from it tells about the model.
+    create_graph
+        Keep the graph, to train on Z*; phases stay constants.
+
+    Returns
+    -------
+    Tensor
+        Z* (e), shape (atoms, 3, 3), in the dtype of the positions.
+
+    Raises
+    ------
+    ValueError
+        If an option is not one of those above.
+
+    Warns
+    -----
+    UserWarning
+        If the model's receptive radius reaches beyond half of a periodic cell's smallest perpendicular height: there the
+        displacement between an atom and one that responds to it is ambiguous.
+    """
+    directions = torch.eye(3, dtype=batch.positions.dtype, device=batch.positions.device)
+    directions = directions[:, None, :].expand(3, batch.n_systems, 3)
+    rows = _contracted(model, batch, directions, harmonics, fit, mean, scale, create_graph)
+    born = rows.transpose(0, 1)
+    return impose_sum_rule(batch, born) if sum_rule else born
+
+
+def forces_in_field(
+    model: MultipoleModel,
+    batch: AtomicBatch,
+    field: Float[Tensor, "systems 3"] | Float[Tensor, "3"],
+    *,
+    harmonics: int = DEFAULT_HARMONICS,
+    fit: Literal["flat", "radius"] = "flat",
+    mean: Literal["detached", "attached"] = "detached",
+    scale: Scale = 1.0,
+    create_graph: bool = False,
+) -> Float[Tensor, "atoms 3"]:
+    """Forces that a uniform field exerts through the Born charges, f_ib = Σ_a F_a Z*_{i,ab}, without building Z*.
+
+    Parameters
+    ----------
+    model, batch, harmonics, fit, mean, scale, create_graph
+        As in `born_charges`.
+    field
+        Electric field (V/Å), one for all systems or one each: applied along open directions, macroscopic along periodic
+        ones.
+
+    Returns
+    -------
+    Tensor
+        eV/Å, shape (atoms, 3): to be added to the forces without a field.
+
+    Raises
+    ------
+    ValueError
+        If ``field`` has the wrong shape or is not finite, or as `born_charges`.
+    """
+    field = torch.as_tensor(field).to(batch.positions)
+    if field.shape not in ((3,), (batch.n_systems, 3)):
+        raise ValueError(f"`field` has shape {tuple(field.shape)} but must be (3,) or ({batch.n_systems}, 3), in V/Å")
+    if not bool(torch.isfinite(field).all()):
+        raise ValueError("`field` must be finite (V/Å)")
+    directions = field.expand(batch.n_systems, 3)[None]
+    return _contracted(model, batch, directions, harmonics, fit, mean, scale, create_graph)[0]
+
+
+def impose_sum_rule(batch: AtomicBatch, born: Float[Tensor, "atoms 3 3"]) -> Float[Tensor, "atoms 3 3"]:
+    """Shift Born charges evenly over each system's atoms so that Σ_i Z*_i = Q_tot·1 (0 where Q_tot is not known)."""
+    excess = batch.sum_over_atoms(born)
+    if batch.total_charge is not None:
+        eye = torch.eye(3, dtype=excess.dtype, device=excess.device)
+        excess = excess - batch.total_charge.to(excess)[:, None, None] * eye
+    share = excess / batch.counts.clamp(min=1)[:, None, None]
+    return born - share.to(born)[batch.system]
+
+
+def check_receptive_radius(model: MultipoleModel, batch: AtomicBatch) -> None:
+    """Warn where the model's receptive radius reaches beyond half of a periodic cell.
+
+    Warns
+    -----
+    UserWarning
+        Naming the worst system, its smallest perpendicular height, and the replication that would cure it.
+    """
+    if not bool(batch.pbc.any()):
+        return
+    heights = perpendicular_heights(completed_cells(batch))
+    heights = torch.where(batch.pbc, heights, torch.inf).min(dim=1).values
+    worst = int(heights.argmin())
+    smallest, radius = float(heights[worst]), float(model.receptive_radius)
+    if radius <= 0.5 * smallest:
+        return
+    warnings.warn(
+        f"the model's receptive radius of {radius:.2f} Å is more than half of the smallest perpendicular height of "
+        f"system {worst} ({smallest:.2f} Å): its Born charges are approximate. Replicate that cell "
+        f"{math.ceil(2 * radius / smallest)} times along its short axes for exact ones, or take `fit='radius'` and "
+        "compare a few values of `harmonics`.",
+        UserWarning,
+        stacklevel=3,
+    )
+
+
+def _contracted(
+    model: MultipoleModel,
+    batch: AtomicBatch,
+    directions: Float[Tensor, "directions systems 3"],
+    harmonics: int,
+    fit: str,
+    mean: str,
+    scale: Scale,
+    create_graph: bool,
+) -> Float[Tensor, "directions atoms 3"]:
+    """Σ_a D_a Z*_{i,ab} for some directions D of polarization of each system."""
+    if fit not in ("flat", "radius"):
+        raise ValueError(f"`fit` is {fit!r} but must be one of 'flat', 'radius'")
+    if mean not in ("detached", "attached"):
+        raise ValueError(f"`mean` is {mean!r} but must be one of 'detached', 'attached'")
+    flat = flat_coefficients(harmonics)
+    check_receptive_radius(model, batch)
+
+    batch = with_neighbors(model, batch)
+    if not batch.positions.requires_grad:
+        batch = batch.replace(positions=batch.positions.detach().requires_grad_(True))
+    positions, system = batch.positions, batch.system
+    periodic, open_axes = batch.pbc, ~batch.pbc
+    any_periodic, any_open = bool(periodic.any()), bool(open_axes.any())
+
+    detached = any_periodic and mean == "detached"
+    # Values are the same with and without the gradient of the total; where both gradients are needed, run twice.
+    twice = detached and (any_open or create_graph)
+    with torch.enable_grad():
+        multipoles = physical(batch, model.multipoles(batch, detach_total=detached and not twice), scale)
+        charges = balanced_charges(batch, multipoles.charges)
+        responding = multipoles.charges if detached else charges
+        if twice:
+            responding = physical(batch, model.multipoles(batch, detach_total=True), scale).charges
+
+    frames = completed_cells(batch)
+    fractions = torch.einsum("na,nac->nc", positions.detach().double(), torch.linalg.inv(frames)[system])
+    # Components along the frame's vectors: D·r = Σ_c (D·frame_c) s_c.
+    along = torch.einsum("dsa,sca->dsc", directions.double(), frames)
+
+    def product(outputs: list[Tensor], weights: list[Tensor]) -> Tensor:
+        return _vjp(outputs, weights, positions, create_graph)
+
+    local = directions[:, system, :] * charges[None, :, None]
+    result = local if create_graph else local.detach()
+    if any_open or multipoles.dipoles is not None:
+        # Dipoles carry no phase: their derivative is the same with any periodicity.
+        lengths = torch.where(open_axes[system], fractions, 0.0)
+        outputs, heads = [charges], [torch.einsum("nc,dnc->dn", lengths, along[:, system, :]).to(positions)]
+        if multipoles.dipoles is not None:
+            outputs.append(multipoles.dipoles)
+            heads.append(directions[:, system, :])
+        terms = [product(outputs, [head[d] for head in heads]) for d in range(directions.shape[0])]
+        result = result + torch.stack(terms)
+    if any_periodic:
+        if fit == "radius":
+            coefficients = fitted_coefficients(harmonics, model.receptive_radius / perpendicular_heights(frames))
+        else:
+            coefficients = flat.to(frames.device).expand(batch.n_systems, 3, harmonics)
+        used = (along.abs().amax(dim=(0, 1)) > 0) & periodic.any(dim=0)
+        for axis in torch.nonzero(used).flatten().tolist():
+            inside = periodic[:, axis]
+            term = _periodic_axis(
+                lambda weight: product([responding], [weight]),
+                fractions[:, axis],
+                torch.where(inside[:, None], coefficients[:, axis], 0.0)[system],
+                inside[system],
+                positions.dtype,
+            )
+            result = result + along[:, system, axis, None].to(positions) * term
+    return result
+
+
+def _periodic_axis(
+    product: Callable[[Tensor], Tensor],
+    fractions: Float[Tensor, " atoms"],
+    coefficients: Float[Tensor, "atoms harmonics"],
+    inside: Tensor,
+    dtype: torch.dtype,
+) -> Float[Tensor, "atoms 3"]:
+    """Σ_j (∂q_j/∂r_i) Σ_m c_m sin(2πm (s_j − s_i))/(2πm) along one axis."""
+    total: Tensor | None = None
+    for m in range(1, coefficients.shape[1] + 1):
+        phase = 2.0 * math.pi * m * fractions
+        factor = coefficients[:, m - 1] / (2.0 * math.pi * m)
+        sine, cosine = torch.sin(phase), torch.cos(phase)
+        by_sine = product(torch.where(inside, sine, 0.0).to(dtype))
+        by_cosine = product(torch.where(inside, cosine, 0.0).to(dtype))
+        term = (factor * cosine).to(dtype)[:, None] * by_sine - (factor * sine).to(dtype)[:, None] * by_cosine
+        total = term if total is None else total + term
+    if total is None:
+        raise ValueError("at least one harmonic is needed")
+    return total
+
+
+def _vjp(outputs: list[Tensor], weights: list[Tensor], positions: Tensor, create_graph: bool) -> Tensor:
+    """Vector–Jacobian product in the positions; zero where the outputs do not depend on them."""
+    pairs = [(output, weight) for output, weight in zip(outputs, weights, strict=True) if output.requires_grad]
+    if not pairs:
+        return torch.zeros_like(positions)
+    (gradient,) = torch.autograd.grad(
+        [output for output, _ in pairs],
+        positions,
+        [weight for _, weight in pairs],
+        retain_graph=True,
+        create_graph=create_graph,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    return gradient
