@@ -1,0 +1,174 @@
+"""What the solver refuses, and why: checks of shapes (every call) and of values (once, in preparation)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from farfield.atoms.batch import AtomicBatch
+from farfield.electrostatics.multipoles import Multipoles
+
+#: A periodic cell is degenerate when its volume is below this fraction of the product of its vectors' lengths.
+_FLATTEST_CELL = 1e-3
+
+_AXES = ("a", "b", "c")
+_FLOATS = (torch.float32, torch.float64)
+
+
+def check_batch_shapes(batch: AtomicBatch) -> None:
+    """Refuse a batch whose tensors do not fit together.
+
+    Raises
+    ------
+    ValueError
+        For a wrong shape.
+    TypeError
+        For a dtype other than float32 or float64, or a cell of another dtype than the positions.
+    """
+    positions, cell, pbc, system = batch.positions, batch.cell, batch.pbc, batch.system
+    if positions.ndim != 2 or positions.shape[1] != 3:
+        raise ValueError(f"`positions` has the shape {tuple(positions.shape)} but must be (atoms, 3)")
+    if cell.ndim != 3 or cell.shape[1:] != (3, 3):
+        raise ValueError(f"`cell` has the shape {tuple(cell.shape)} but must be (systems, 3, 3), cell vectors as rows")
+    if pbc.shape != (cell.shape[0], 3):
+        raise ValueError(
+            f"`pbc` has the shape {tuple(pbc.shape)} but must be (systems, 3) = {(cell.shape[0], 3)}, as `cell` has "
+            f"{cell.shape[0]} systems"
+        )
+    if system.shape != (positions.shape[0],):
+        raise ValueError(
+            f"`system` has the shape {tuple(system.shape)} but must be (atoms,) = {(positions.shape[0],)}, one index for "
+            "each row of `positions`"
+        )
+    if positions.dtype not in _FLOATS:
+        raise TypeError(f"`positions` has the dtype {positions.dtype} but must be float32 or float64")
+    if cell.dtype != positions.dtype:
+        raise TypeError(f"`cell` has the dtype {cell.dtype} but must have that of `positions`, {positions.dtype}")
+    if pbc.dtype != torch.bool:
+        raise TypeError(f"`pbc` has the dtype {pbc.dtype} but must be bool")
+    if system.dtype != torch.int64:
+        raise TypeError(f"`system` has the dtype {system.dtype} but must be int64")
+
+
+def check_batch_values(batch: AtomicBatch) -> None:
+    """Refuse positions and cells that make no sense. Synchronizes the device.
+
+    Raises
+    ------
+    ValueError
+        For positions or cells that are not finite, a system index out of range or not ascending, a zero vector on a periodic
+        axis, a degenerate periodic cell.
+    NotImplementedError
+        For a system that is periodic along some of its axes only.
+    """
+    finite = torch.isfinite(batch.positions.detach()).all(dim=1)
+    if not bool(finite.all()):
+        atom = int((~finite).nonzero()[0])
+        raise ValueError(
+            f"`positions` of atom {atom} (system {int(batch.system[atom])}) are {batch.positions[atom].tolist()} but must "
+            "be finite: check the structure"
+        )
+    if batch.n_atoms:
+        first, last = int(batch.system[0]), int(batch.system[-1])
+        if bool((batch.system[1:] < batch.system[:-1]).any()) or first < 0 or last >= batch.n_systems:
+            raise ValueError(
+                f"`system` must ascend from 0 to {batch.n_systems - 1}, the atoms of a system being contiguous: sort the atoms"
+            )
+    periodic = batch.pbc.cpu()
+    cells = batch.cell.detach().to("cpu", torch.float64)
+    partial = periodic.any(dim=1) & ~periodic.all(dim=1)
+    if bool(partial.any()):
+        system = int(partial.nonzero()[0])
+        raise NotImplementedError(
+            f"`pbc` of system {system} is {periodic[system].tolist()}, but slabs and wires are not supported yet: use "
+            "(True, True, True) with enough vacuum, or (False, False, False) for a molecule or cluster"
+        )
+    for system in periodic.all(dim=1).nonzero().squeeze(1).tolist():
+        cell = cells[system]
+        if not bool(torch.isfinite(cell).all()):
+            raise ValueError(
+                f"`cell` of system {system} is {cell.tolist()} but must be finite, as the system is periodic"
+            )
+        lengths = cell.norm(dim=1)
+        for axis in range(3):
+            if not lengths[axis] > 0:
+                raise ValueError(
+                    f"`cell` of system {system} has a zero vector on axis {axis} ({_AXES[axis]}), which is periodic: give the "
+                    "cell vector, or set pbc to False if the system is open"
+                )
+        volume = float(torch.linalg.det(cell).abs())
+        if volume < _FLATTEST_CELL * float(lengths.prod()):
+            # The axis to name is the one that lies in the plane of the other two.
+            heights = [
+                volume / float(torch.linalg.cross(cell[i - 2], cell[i - 1]).norm().clamp(min=1e-30)) for i in range(3)
+            ]
+            axis = min(range(3), key=lambda i: heights[i] / float(lengths[i]))
+            raise ValueError(
+                f"`cell` of system {system} is degenerate: its volume is {volume:.3g} Å3 and its vector on axis {axis} "
+                f"({_AXES[axis]}) lies {heights[axis]:.2g} Å above the plane of the others; three independent vectors are "
+                "needed along periodic axes"
+            )
+
+
+def check_multipole_shapes(multipoles: Multipoles, positions: Tensor) -> None:
+    """Refuse multipoles that do not fit the atoms.
+
+    Raises
+    ------
+    ValueError
+        For a wrong shape.
+    TypeError
+        For another dtype than that of the positions.
+    """
+    atoms = positions.shape[0]
+    for name, given, shape in (
+        ("charges", multipoles.charges, (atoms,)),
+        ("dipoles", multipoles.dipoles, (atoms, 3)),
+        ("quadrupoles", multipoles.quadrupoles, (atoms, 3, 3)),
+    ):
+        if given is None:
+            if name == "charges":
+                raise TypeError("`charges` are None but must be a tensor (atoms,): give zeros where there are none")
+            continue
+        if given.shape != shape:
+            raise ValueError(
+                f"`{name}` has the shape {tuple(given.shape)} but must be {shape} for a batch of {atoms} atoms"
+            )
+        if given.dtype != positions.dtype:
+            raise TypeError(
+                f"`{name}` has the dtype {given.dtype} but must have that of `positions`, {positions.dtype}"
+            )
+        if given.device != positions.device:
+            raise ValueError(f"`{name}` is on {given.device} but must be where `positions` is, on {positions.device}")
+
+
+def check_multipole_values(multipoles: Multipoles) -> None:
+    """Refuse multipoles that are not finite and quadrupoles that are not symmetric and traceless. Synchronizes the device.
+
+    Raises
+    ------
+    ValueError
+        Naming the atom and the value.
+    """
+    for name in ("charges", "dipoles", "quadrupoles"):
+        given = getattr(multipoles, name)
+        if given is None:
+            continue
+        finite = torch.isfinite(given.detach()).reshape(given.shape[0], -1).all(dim=1)
+        if not bool(finite.all()):
+            atom = int((~finite).nonzero()[0])
+            raise ValueError(f"`{name}` of atom {atom} are {given[atom].tolist()} but must be finite")
+    if multipoles.quadrupoles is None or not len(multipoles.quadrupoles):
+        return
+    quadrupoles = multipoles.quadrupoles.detach()
+    size = quadrupoles.abs().amax(dim=(1, 2))
+    tolerance = 100 * torch.finfo(quadrupoles.dtype).eps * torch.maximum(size, size.mean())
+    skew = (quadrupoles - quadrupoles.mT).abs().amax(dim=(1, 2))
+    trace = quadrupoles.diagonal(dim1=1, dim2=2).sum(1)
+    for wrong, rule, by in ((skew > tolerance, "symmetric", skew), (trace.abs() > tolerance, "traceless", trace)):
+        if bool(wrong.any()):
+            atom = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"`quadrupoles` of atom {atom} must be {rule} but miss it by {float(by[atom]):.3g}: project them with "
+                "½(Q + Qᵀ) − ⅓ tr(Q)·1"
+            )

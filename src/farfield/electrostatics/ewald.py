@@ -1,0 +1,225 @@
+r"""Reciprocal-space sum of Gaussian multipoles in a periodic cell, with separable phase factors.
+
+The energy is a quadratic form of the structure factor (PHYSICS.md §1; full sphere of k ≠ 0, w its Gaussian Coulomb weight)
+
+    E = Σ_k w(k) |S(k)|² ,   w(k) = (2π k_e/V) e^{−σ²k²/2}/k² · switch(|k|) ,   S(k) = Σ_i L_i e^{i k·r_i} ,
+    L_i = q_i + u_i·∇ + ½ Q_i:∇∇ .
+
+In fractional coordinates s = r·A⁻¹ (rows of A are the cell vectors) k·r = 2π h·s with integers h, and e^{ik·r} is a product of one
+factor per axis. The sum over atoms then is one matrix product of an (axis 1 × axis 2) table with an axis 3 table,
+
+    T[(h₁h₂), h₃] = Σ_i Σ_p ( Xᵢᵀ Mᵢᵖ Yᵢ )[h₁, h₂] · Zᵢᵖ[h₃] ,
+
+with X, Y, Z the real tables (cos 2πhs, sin 2πhs) for h ≥ 0 and their first and second derivatives in s, and M the multipoles in fractional
+coordinates. A table of all atoms and all k is never made. The eight products of cosines and sines give S(±h₁, ±h₂, ±h₃) by sums and
+differences; half of them, those with +h₁, are enough as S(−k) = S(k)*. Potentials and their derivatives at the atoms are
+the transpose of the same map, which makes the operator self-adjoint to rounding.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from farfield.electrostatics.cutoff import switch
+from farfield.units import INVERSE_TWO_EPSILON_0
+
+#: Signs (σ₂, σ₃) of h₂ and h₃ in the four octants with h₁ ≥ 0.
+_OCTANTS = ((1, 1), (1, -1), (-1, 1), (-1, -1))
+
+
+def _octant_matrix() -> list[list[float]]:
+    """Matrix from the eight products of cosines (0) and sines (1), numbered 4a+2b+c, to Re S, Im S of the four octants."""
+    rows = []
+    for s2, s3 in _OCTANTS:
+        real = [0.0] * 8
+        real[0b000], real[0b011], real[0b110], real[0b101] = 1.0, -s2 * s3, -s2, -s3
+        rows.append(real)
+    for s2, s3 in _OCTANTS:
+        imaginary = [0.0] * 8
+        imaginary[0b100], imaginary[0b010], imaginary[0b001], imaginary[0b111] = 1.0, s2, s3, -s2 * s3
+        rows.append(imaginary)
+    return rows
+
+
+def reciprocal_weights(cell: Tensor, smearing: Tensor, ranges: tuple[int, int, int], reduced_cutoff: float) -> Tensor:
+    """Weights w(k) of |S(k)|², times the number of k that each stored one stands for.
+
+    Parameters
+    ----------
+    cell
+        Cell vectors as rows (Å), float64, shape (members, 3, 3).
+    smearing
+        σ (Å), shape (members,).
+    ranges
+        Largest index along each axis.
+    reduced_cutoff
+        σ·|k| at which the switch reaches zero.
+
+    Returns
+    -------
+    Tensor
+        Shape (members, 4, (n₁+1)(n₂+1)(n₃+1)) (eV/e²): octants with signs (+,±,±) of h.
+    """
+    device = cell.device
+    axes = [torch.arange(n + 1, dtype=cell.dtype, device=device) for n in ranges]
+    grid = torch.cartesian_prod(*axes)
+    signs = torch.tensor([[1.0, *pair] for pair in _OCTANTS], dtype=cell.dtype, device=device)
+    h = (grid[None] * signs[:, None]).reshape(-1, 3)
+    # Every k and −k are one term; a zero index makes two octants coincide.
+    count = torch.pow(0.5, (grid == 0).sum(1).to(cell.dtype)) * 2.0
+    count = torch.where((grid == 0).all(1), 0.0, count)
+    origin = (h == 0).all(1).to(cell.dtype)
+
+    reciprocal = torch.linalg.inv(cell).mT * (2.0 * math.pi)
+    metric = reciprocal @ reciprocal.mT
+    # k² = Σ h_a h_b g_ab, a matrix product over the six pairs of axes.
+    pairs = torch.stack(
+        [h[:, 0] ** 2, h[:, 1] ** 2, h[:, 2] ** 2, 2 * h[:, 0] * h[:, 1], 2 * h[:, 0] * h[:, 2], 2 * h[:, 1] * h[:, 2]]
+    )
+    elements = torch.stack(
+        [metric[:, 0, 0], metric[:, 1, 1], metric[:, 2, 2], metric[:, 0, 1], metric[:, 0, 2], metric[:, 1, 2]], 1
+    )
+    squared = (smearing**2)[:, None] * (elements @ pairs)
+    # The weight of k = 0 is set to zero by `count`; adding one there keeps 1/k² finite in the backward pass.
+    weight = torch.exp(-0.5 * squared) / (squared + origin) * switch(squared / reduced_cutoff**2)
+    volume = torch.linalg.det(cell).abs()
+    weight = weight * (INVERSE_TWO_EPSILON_0 * smearing**2 / volume)[:, None]
+    return weight.reshape(len(cell), 4, -1) * count
+
+
+def _axis_tables(fractional: Tensor, highest: int, levels: int, dtype: torch.dtype) -> Tensor:
+    """Tables (members, atoms, levels, 2(n+1)): cos 2πhs, sin 2πhs for h = 0…n and their derivatives in s."""
+    frequencies = torch.arange(highest + 1, dtype=fractional.dtype, device=fractional.device) * (2.0 * math.pi)
+    angle = fractional[..., None] * frequencies
+    cosine, sine = torch.cos(angle).to(dtype), torch.sin(angle).to(dtype)
+    frequencies = frequencies.to(dtype)
+    tables = [torch.cat((cosine, sine), -1)]
+    if levels > 1:
+        tables.append(torch.cat((-frequencies * sine, frequencies * cosine), -1))
+    if levels > 2:
+        tables.append(torch.cat((-(frequencies**2) * cosine, -(frequencies**2) * sine), -1))
+    return torch.stack(tables, 2)
+
+
+def _fractional_moments(
+    charges: Tensor, dipoles: Tensor | None, quadrupoles: Tensor | None, inverse: Tensor, levels: int
+) -> Tensor:
+    """Coefficients M[p₃, p₁, p₂] of ∂₁^p₁ ∂₂^p₂ ∂₃^p₃ in L, shape (members, atoms, levels, levels, levels)."""
+    zero = torch.zeros_like(charges)
+    if levels == 1:
+        return charges[..., None, None, None]
+    u = torch.zeros_like(charges[..., None].expand(*charges.shape, 3)) if dipoles is None else dipoles @ inverse
+    if levels == 2:
+        rows = [charges, u[..., 1], u[..., 0], zero, u[..., 2], zero, zero, zero]
+        return torch.stack(rows, -1).reshape(*charges.shape, 2, 2, 2)
+    if quadrupoles is None:
+        q = torch.zeros_like(charges[..., None, None].expand(*charges.shape, 3, 3))
+    else:
+        q = inverse.mT[:, None] @ quadrupoles @ inverse[:, None]
+        q = 0.5 * (q + q.mT)
+    table = [zero] * 27
+    table[0], table[1], table[3], table[9] = charges, u[..., 1], u[..., 0], u[..., 2]
+    table[6], table[2], table[18] = 0.5 * q[..., 0, 0], 0.5 * q[..., 1, 1], 0.5 * q[..., 2, 2]
+    table[4], table[12], table[10] = q[..., 0, 1], q[..., 0, 2], q[..., 1, 2]
+    return torch.stack(table, -1).reshape(*charges.shape, 3, 3, 3)
+
+
+class EwaldGeometry:
+    """Positions and cells of a group of periodic systems, ready to be applied to multipoles.
+
+    Parameters
+    ----------
+    positions
+        Shape (members, slots, 3) (Å); any finite value in empty slots.
+    cell
+        Cell vectors as rows (Å), shape (members, 3, 3).
+    basis
+        Integer matrices to reduced cell vectors, float64, shape (members, 3, 3).
+    smearing
+        σ (Å), float64, shape (members,).
+    ranges
+        Largest index of the reciprocal vectors along each axis.
+    reduced_cutoff
+        σ·|k| at which the sum ends.
+    source_levels, field_levels
+        Derivatives per axis, plus one, that the multipoles need (1 charges, 2 dipoles, 3 quadrupoles) and that are wanted of the
+        potential (1 potential, 2 field, 3 field gradient).
+    """
+
+    def __init__(
+        self,
+        positions: Tensor,
+        cell: Tensor,
+        basis: Tensor,
+        smearing: Tensor,
+        ranges: tuple[int, int, int],
+        reduced_cutoff: float,
+        source_levels: int,
+        field_levels: int,
+    ) -> None:
+        dtype = positions.dtype
+        self.dtype, self.source_levels, self.field_levels = dtype, source_levels, field_levels
+        # Phases and weights in float64: a large cell has phases of many turns, which float32 would blur.
+        reduced = basis @ cell.double()
+        inverse = torch.linalg.inv(reduced)
+        fractional = positions.double() @ inverse
+        fractional = fractional - torch.round(fractional.detach())
+        self.inverse = inverse.to(dtype)
+        self.weights = reciprocal_weights(reduced, smearing, ranges, reduced_cutoff).to(dtype)
+        levels = max(source_levels, field_levels)
+        self.x, self.y, self.z = (_axis_tables(fractional[..., a], ranges[a], levels, dtype) for a in range(3))
+        self.octants = torch.tensor(_octant_matrix(), dtype=dtype, device=positions.device)
+        self._shape = tuple(2 * (n + 1) for n in ranges)
+
+    def structure(self, charges: Tensor, dipoles: Tensor | None, quadrupoles: Tensor | None) -> Tensor:
+        """Re S and Im S in the four octants, shape (members, 8, k), of padded multipoles (members, slots, …)."""
+        levels = self.source_levels
+        members, slots = charges.shape
+        n1, n2, n3 = self._shape
+        x, y, z = (table[:, :, :levels] for table in (self.x, self.y, self.z))
+        moments = _fractional_moments(charges, dipoles, quadrupoles, self.inverse, levels)
+        if levels == 1:
+            plane = (x * charges[..., None, None]).reshape(members, slots, n1, 1) * y.reshape(members, slots, 1, n2)
+        else:
+            plane = x.mT[:, :, None] @ (moments @ y[:, :, None])
+        plane = plane.reshape(members, slots * levels, n1 * n2)
+        product = plane.mT @ z.reshape(members, slots * levels, n3)
+        product = product.reshape(members, 2, n1 // 2, 2, n2 // 2, 2, n3 // 2).permute(0, 1, 3, 5, 2, 4, 6)
+        return self.octants @ product.reshape(members, 8, -1)
+
+    def energy(self, structure: Tensor) -> Tensor:
+        """Energy of each member (eV), float64, self-interaction included, shape (members,)."""
+        density = structure[:, :4] ** 2 + structure[:, 4:] ** 2
+        return (self.weights * density).sum(2).double().sum(1)
+
+    def potential(self, structure: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Potential (members, slots), its gradient (…, 3) and second derivatives (…, 3, 3), self-interaction included."""
+        levels = self.field_levels
+        members, slots = self.x.shape[:2]
+        n1, n2, n3 = self._shape
+        x, y, z = (table[:, :, :levels] for table in (self.x, self.y, self.z))
+        weights = 2.0 * torch.cat((self.weights, self.weights), 1)
+        adjoint = self.octants.mT @ (weights * structure)
+        adjoint = adjoint.reshape(members, 2, 2, 2, n1 // 2, n2 // 2, n3 // 2).permute(0, 3, 6, 1, 4, 2, 5)
+        plane = z.reshape(members, slots * levels, n3) @ adjoint.reshape(members, n3, n1 * n2)
+        plane = plane.reshape(members, slots, levels, n1, n2)
+        # derivatives[p₃, p₁, p₂]
+        derivatives = (x[:, :, None] @ plane) @ y.mT[:, :, None]
+        value = derivatives[..., 0, 0, 0]
+        gradient = second = None
+        if levels > 1:
+            d = derivatives
+            fractional = torch.stack((d[..., 0, 1, 0], d[..., 0, 0, 1], d[..., 1, 0, 0]), -1)
+            gradient = fractional @ self.inverse.mT
+        if levels > 2:
+            rows = [
+                d[..., 0, 2, 0], d[..., 0, 1, 1], d[..., 1, 1, 0],
+                d[..., 0, 1, 1], d[..., 0, 0, 2], d[..., 1, 0, 1],
+                d[..., 1, 1, 0], d[..., 1, 0, 1], d[..., 2, 0, 0],
+            ]  # fmt: skip
+            matrix = torch.stack(rows, -1).reshape(members, slots, 3, 3)
+            second = self.inverse[:, None] @ matrix @ self.inverse.mT[:, None]
+        return value, gradient, second

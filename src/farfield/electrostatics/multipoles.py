@@ -1,0 +1,32 @@
+"""Atomic multipoles: what the heads predict and the Coulomb solver sums."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Multipoles:
+    """Charges, dipoles and quadrupoles of atoms, each optional beyond the charges.
+
+    Attributes
+    ----------
+    charges
+        Atomic charges (e), shape (atoms,).
+    dipoles
+        Atomic dipoles (e·Å), shape (atoms, 3).
+    quadrupoles
+        Atomic quadrupoles (e·Å²), shape (atoms, 3, 3), symmetric and traceless.
+    """
+
+    charges: Float[Tensor, " atoms"]
+    dipoles: Float[Tensor, "atoms 3"] | None = None
+    quadrupoles: Float[Tensor, "atoms 3 3"] | None = None
+
+    def replace(self, **changes: object) -> Multipoles:
+        """Return a copy with some fields changed."""
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]

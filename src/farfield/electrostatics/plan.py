@@ -1,0 +1,238 @@
+"""The plan: everything about a batch that is settled before the sum, in padded groups of like systems.
+
+A batch may mix open molecules and periodic cells of any size. Systems of one kind and of similar cost are put in one group and
+padded to its largest, so that the sums run over whole groups at once; a group costs at most a small multiple of what its
+systems need.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from farfield.atoms.batch import AtomicBatch
+from farfield.electrostatics.cutoff import reduced_cutoff
+from farfield.electrostatics.lattice import reduced_basis
+
+#: A system joins a group while its padded cost stays below this multiple of its own.
+_WASTE = 2.5
+
+_T = TypeVar("_T")
+
+
+def _to(value: _T, device: torch.device | str) -> _T:
+    """Copy of a frozen dataclass with its tensors on another device."""
+    changes = {}
+    for field in dataclasses.fields(value):  # type: ignore[arg-type]
+        item = getattr(value, field.name)
+        if isinstance(item, Tensor):
+            changes[field.name] = item.to(device)
+        elif isinstance(item, tuple) and item and dataclasses.is_dataclass(item[0]):
+            changes[field.name] = tuple(_to(part, device) for part in item)
+        elif dataclasses.is_dataclass(item):
+            changes[field.name] = _to(item, device)
+    return dataclasses.replace(value, **changes)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True, eq=False)
+class Padding:
+    """Where the atoms of some systems stand in a padded block (members, slots).
+
+    Attributes
+    ----------
+    systems
+        Which systems of the batch are the members, shape (members,).
+    atoms
+        Which atoms of the batch belong to them, in order, shape (group_atoms,).
+    index
+        Atom of each slot, shape (members, slots); empty slots point at some atom of the batch.
+    mask
+        1 where a slot holds an atom and 0 where it is empty, shape (members, slots).
+    occupied
+        Flat index of the slot of each of ``atoms``, shape (group_atoms,).
+    whole_batch
+        Whether the block is simply the batch reshaped: one group of systems of equal size.
+    """
+
+    systems: Int[Tensor, " members"]
+    atoms: Int[Tensor, " group_atoms"]
+    index: Int[Tensor, "members slots"]
+    mask: Bool[Tensor, "members slots"]
+    occupied: Int[Tensor, " group_atoms"]
+    whole_batch: bool
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Values of the atoms (atoms, …) as a padded block (members, slots, …), zero in the empty slots."""
+        if self.whole_batch:
+            return values.reshape(*self.index.shape, *values.shape[1:])
+        block = values.index_select(0, self.index.reshape(-1)).reshape(*self.index.shape, *values.shape[1:])
+        return block * self.mask.reshape(*self.mask.shape, *[1] * (values.ndim - 1)).to(values.dtype)
+
+    def release(self, block: Tensor) -> Tensor:
+        """Values (group_atoms, …) of the occupied slots of a padded block."""
+        flat = block.reshape(-1, *block.shape[2:])
+        return flat if self.whole_batch else flat.index_select(0, self.occupied)
+
+
+@dataclass(frozen=True, eq=False)
+class OpenGroup:
+    """Open systems that are summed together. ``smearing`` has the shape (members,)."""
+
+    padding: Padding
+    smearing: Float[Tensor, " members"]
+
+
+@dataclass(frozen=True, eq=False)
+class EwaldGroup:
+    """Periodic systems that are summed together.
+
+    Attributes
+    ----------
+    padding
+        Their atoms.
+    smearing
+        σ (Å), shape (members,).
+    basis
+        Integer matrices to reduced lattice vectors, shape (members, 3, 3).
+    ranges
+        For each order of multipoles (charges, dipoles, quadrupoles): the largest index of the reciprocal vectors along each
+        axis that lie inside the cutoff.
+    """
+
+    padding: Padding
+    smearing: Float[Tensor, " members"]
+    basis: Float[Tensor, "members 3 3"]
+    ranges: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class CoulombPlan:
+    """What `Coulomb.prepare` finds out about a batch; see there.
+
+    Attributes
+    ----------
+    n_atoms, n_systems
+        Of the batch it was made for.
+    smearing
+        σ of each system (Å), float64, shape (systems,).
+    groups
+        Groups of open and of periodic systems.
+    order
+        Position of each atom of the batch in the concatenation of the groups, shape (atoms,); None where it is the same.
+    """
+
+    n_atoms: int
+    n_systems: int
+    smearing: Float[Tensor, " systems"]
+    groups: tuple[OpenGroup | EwaldGroup, ...]
+    order: Int[Tensor, " atoms"] | None
+
+    def to(self, device: torch.device | str) -> CoulombPlan:
+        """Return the plan on another device."""
+        return _to(self, device)
+
+
+def _group_by_cost(costs: np.ndarray, measures: np.ndarray) -> list[list[int]]:
+    """Sort systems into groups whose padded cost stays within `_WASTE` of each member's own.
+
+    ``measures`` (systems, m) are the lengths that are padded; the cost of a padded system is the product of the largest.
+    """
+    groups: list[list[int]] = []
+    largest = np.zeros(measures.shape[1])
+    for index in np.argsort(-costs, kind="stable"):
+        if costs[index] == 0:
+            continue
+        padded = np.maximum(largest, measures[index])
+        if groups and padded.prod() <= _WASTE * costs[groups[-1]].min(initial=costs[index]):
+            groups[-1].append(int(index))
+            largest = padded
+        else:
+            groups.append([int(index)])
+            largest = measures[index].astype(float)
+    return [sorted(group) for group in groups]
+
+
+def _padding(members: list[int], counts: np.ndarray, starts: np.ndarray, device: torch.device) -> Padding:
+    slots = int(counts[members].max())
+    offsets = np.arange(slots)
+    mask = offsets[None, :] < counts[members][:, None]
+    index = np.where(mask, starts[members][:, None] + offsets, 0)
+    occupied = np.flatnonzero(mask)
+    whole = bool(mask.all()) and len(members) == len(counts)
+
+    def tensor(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+    return Padding(
+        systems=tensor(np.asarray(members, dtype=np.int64)),
+        atoms=tensor(index.reshape(-1)[occupied].astype(np.int64)),
+        index=tensor(index.astype(np.int64)),
+        mask=tensor(mask),
+        occupied=tensor(occupied.astype(np.int64)),
+        whole_batch=whole,
+    )
+
+
+def make_plan(batch: AtomicBatch, smearing: np.ndarray, accuracy: float) -> CoulombPlan:
+    """Group the systems of a checked batch and size their sums.
+
+    Parameters
+    ----------
+    batch
+        The batch; its values must have been checked.
+    smearing
+        σ of each system (Å), shape (systems,).
+    accuracy
+        Relative RMS force error.
+    """
+    device = batch.positions.device
+    counts = batch.counts.cpu().numpy()
+    starts = np.concatenate(([0], np.cumsum(counts)[:-1])) if len(counts) else counts
+    periodic = batch.pbc.all(dim=1).cpu().numpy()
+    cells = batch.cell.detach().to("cpu", torch.float64).numpy()
+
+    groups: list[OpenGroup | EwaldGroup] = []
+    open_counts = np.where(periodic, 0, counts).astype(float)
+    for members in _group_by_cost(open_counts**2, np.stack([open_counts, open_counts], 1)):
+        groups.append(
+            OpenGroup(
+                padding=_padding(members, counts, starts, device),
+                smearing=torch.from_numpy(smearing[members]).to(device),
+            )
+        )
+
+    basis = np.zeros((len(counts), 3, 3))
+    lengths = np.zeros((len(counts), 3))
+    for index in np.flatnonzero(periodic):
+        basis[index] = reduced_basis(cells[index])
+        lengths[index] = np.linalg.norm(basis[index] @ cells[index], axis=1)
+    sizes = lengths / smearing[:, None] / (2.0 * math.pi)
+    # An index h of k obeys |h| = |k·a|/2π ≤ |k||a|/2π.
+    ranges = [np.floor(sizes * reduced_cutoff(accuracy, order)).astype(int) + 0 for order in range(3)]
+    measures = np.concatenate(((counts * periodic)[:, None], ranges[0] + 1), axis=1).astype(float)
+    for members in _group_by_cost(measures.prod(1), measures):
+        groups.append(
+            EwaldGroup(
+                padding=_padding(members, counts, starts, device),
+                smearing=torch.from_numpy(smearing[members]).to(device),
+                basis=torch.from_numpy(basis[members]).to(device),
+                ranges=tuple(tuple(int(n) for n in ranges[order][members].max(0)) for order in range(3)),  # type: ignore[misc]
+            )
+        )
+
+    order = torch.cat([group.padding.atoms for group in groups]) if groups else batch.system.new_zeros(0)
+    ordered = len(groups) == 1 or bool((order[1:] > order[:-1]).all())
+    return CoulombPlan(
+        n_atoms=batch.n_atoms,
+        n_systems=batch.n_systems,
+        smearing=torch.from_numpy(smearing).to(device),
+        groups=tuple(groups),
+        order=None if ordered else torch.argsort(order),
+    )
