@@ -1,0 +1,157 @@
+"""From a configuration and data to a potential that is ready to be trained."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from farfield.atoms.batch import AtomicBatch
+from farfield.datasets.dataset import Dataset, collate
+from farfield.potentials.augmented import AugmentedPotential, backbone_class
+from farfield.potentials.long_range import LongRange
+from farfield.training.config import ConfigError, ModelConfig, did_you_mean
+
+#: How many training frames set the starting scales of a model.
+CALIBRATION_FRAMES = 64
+
+
+def fit_reference_energies(dataset: Dataset) -> dict[int, float]:
+    """Energy of each element by least squares of total energies on element counts (eV).
+
+    Where the counts leave a combination undetermined, such as in a set of one composition, the solution of minimum norm
+    is taken.
+
+    Parameters
+    ----------
+    dataset
+        Systems with energies: the training part only.
+
+    Returns
+    -------
+    dict
+        Energy by atomic number, for the elements that occur.
+    """
+    import numpy as np
+
+    elements = dataset.elements
+    counts = np.zeros((len(dataset), len(elements)))
+    energies = np.zeros(len(dataset))
+    for row, sample in enumerate(dataset):
+        numbers = sample.batch.numbers.numpy()
+        counts[row] = [(numbers == z).sum() for z in elements]
+        energies[row] = float(sample.labels["energy"].sum())
+    # Energies are far larger than what differs between systems: float64, and the pseudo-inverse for rank deficiency.
+    solution, *_ = np.linalg.lstsq(counts, energies, rcond=None)
+    return {z: float(value) for z, value in zip(elements, solution, strict=True)}
+
+
+def _check_arguments(cls: Callable[..., Any], given: dict[str, Any], where: str) -> None:
+    parameters = inspect.signature(cls).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return
+    for key in given:
+        if key not in parameters:
+            hint = did_you_mean(key, parameters)
+            raise ConfigError(f"{where}.{key}: unknown key.{hint} Allowed here: {', '.join(sorted(parameters))}")
+
+
+def _construct(cls: Callable[..., Any], arguments: dict[str, Any], where: str) -> Any:
+    _check_arguments(cls, arguments, where)
+    try:
+        return cls(**arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def backbone_of(config: ModelConfig, elements: list[int]) -> torch.nn.Module:
+    """Build the short-range backbone; ``elements`` are those of the data, where the configuration names none.
+
+    Raises
+    ------
+    ConfigError
+        If the kind is unknown, an argument is not one of the backbone's, or the data have elements that it lacks.
+    """
+    arguments = dict(config.backbone)
+    kind = arguments.pop("kind")
+    try:
+        cls = backbone_class(kind)
+    except ValueError as error:
+        raise ConfigError(f"model.backbone.kind: {error}") from error
+    if "elements" in inspect.signature(cls).parameters:
+        chosen = arguments.setdefault("elements", elements)
+        try:
+            chosen = [_number_of(item) for item in chosen]
+        except (TypeError, KeyError) as error:
+            raise ConfigError(f"model.backbone.elements: {arguments['elements']!r} is no list of elements") from error
+        lacking = sorted(set(elements) - set(chosen))
+        if lacking:
+            raise ConfigError(f"model.backbone.elements: {chosen} lacks elements of the data, atomic numbers {lacking}")
+        arguments["elements"] = chosen
+    return _construct(cls, arguments, "model.backbone")
+
+
+def _number_of(element: int | str) -> int:
+    from ase.data import atomic_numbers
+
+    return atomic_numbers[element] if isinstance(element, str) else int(element)
+
+
+def reference_energies_of(config: ModelConfig, train: Dataset) -> dict[int, float]:
+    """Reference energies as the configuration wants them (eV), by atomic number."""
+    if config.reference_energies == "none":
+        return {}
+    if config.reference_energies == "least-squares":
+        return fit_reference_energies(train)
+    try:
+        return {_number_of(symbol): value for symbol, value in config.reference_energies.items()}
+    except KeyError as error:
+        raise ConfigError(f"model.reference_energies: {error.args[0]!r} is no element symbol") from error
+
+
+def build_potential(config: ModelConfig, train: Dataset, dtype: torch.dtype = torch.float32) -> AugmentedPotential:
+    """Build the potential of a configuration, with fresh weights, for a training set.
+
+    Parameters
+    ----------
+    config
+        Model section of the configuration.
+    train
+        Training frames: they give the elements, the reference energies and the starting scales. Neighbours are not
+        needed.
+    dtype
+        Floating-point type of the weights.
+
+    Raises
+    ------
+    ConfigError
+        If an argument is unknown or refused; the message names the key.
+    """
+    backbone = backbone_of(config, train.elements)
+    long_range = None
+    if config.long_range is not None:
+        arguments = dict(config.long_range)
+        for own in ("scalars", "vectors", "tensors"):
+            if own in arguments:
+                raise ConfigError(f"model.long_range.{own}: follows from the backbone, leave it out")
+        widths = {"scalars": backbone.n_scalars, "vectors": backbone.n_vectors, "tensors": backbone.n_tensors}
+        long_range = _construct(LongRange, {**widths, **arguments}, "model.long_range")
+    potential = AugmentedPotential(
+        backbone,  # type: ignore[arg-type]
+        long_range,
+        reference_energies=reference_energies_of(config, train),
+        zbl=config.zbl,
+    ).to(dtype)
+    return potential
+
+
+def calibrate(potential: AugmentedPotential, train: Dataset) -> None:
+    """Set the starting scales of the potential from training frames with neighbours."""
+    step = max(1, len(train) // CALIBRATION_FRAMES)
+    sample = collate([train[i] for i in range(0, len(train), step)][:CALIBRATION_FRAMES])
+    forces = sample.labels.get("forces")
+    scale = float(forces.double().square().mean().sqrt()) if forces is not None else 1.0
+    batch: AtomicBatch = sample.batch
+    potential.calibrate(batch, max(scale, 1e-3))

@@ -1,0 +1,135 @@
+"""Losses on energies, forces and stress, and their weights by epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from farfield.training.config import LossConfig, StageConfig
+
+#: Parts of the loss, in the order in which they are kept.
+PARTS = ("energy", "forces", "stress")
+
+
+def weights_at(stages: Sequence[StageConfig], epoch: int) -> dict[str, float]:
+    """Weights of the parts of the loss at an epoch; within a ramp they go linearly from the stage before."""
+    current = {part: getattr(stages[0], part) for part in PARTS}
+    for stage in stages:
+        if epoch < stage.from_epoch:
+            break
+        # After `ramp` epochs the weights are those of the stage; without a ramp at once.
+        share = 1.0 if stage.ramp == 0 else min(1.0, (epoch - stage.from_epoch + 1) / stage.ramp)
+        current = {part: (1 - share) * current[part] + share * getattr(stage, part) for part in PARTS}
+    return current
+
+
+def final_weights(stages: Sequence[StageConfig]) -> dict[str, float]:
+    """Weights of the last stage: those by which all epochs are compared."""
+    return {part: getattr(stages[-1], part) for part in PARTS}
+
+
+def used_labels(stages: Sequence[StageConfig]) -> list[str]:
+    """Labels that have a weight in some stage, in the order of `PARTS`."""
+    return [part for part in PARTS if any(getattr(stage, part) > 0 for stage in stages)]
+
+
+def penalty(difference: Tensor, kind: str, delta: float) -> Tensor:
+    """Mean penalty of a difference: its square, or Huber's function d²/2 to ``delta``, then delta(|d| − delta/2), × 2.
+
+    The factor of two makes both agree for small differences.
+    """
+    if kind == "mse":
+        return difference.square().mean()
+    return 2 * torch.nn.functional.huber_loss(difference, torch.zeros_like(difference), delta=delta)
+
+
+@dataclass(frozen=True, eq=False)
+class Errors:
+    """Differences between prediction and label.
+
+    Attributes
+    ----------
+    energy
+        Per atom (eV/atom), shape (systems,), float64.
+    forces
+        eV/Å, shape (atoms, 3), or None.
+    stress
+        eV/Å³, shape (systems, 3, 3), or None.
+    """
+
+    energy: Tensor
+    forces: Tensor | None
+    stress: Tensor | None
+
+
+def errors_of(prediction: Any, labels: dict[str, Tensor], counts: Tensor, parts: Sequence[str]) -> Errors:
+    """Differences of a prediction from the labels; total energies are compared in float64, before any rounding."""
+    energy = (prediction.energy.double() - labels["energy"].double()) / counts.double()
+    return Errors(
+        energy=energy,
+        forces=prediction.forces - labels["forces"] if "forces" in parts else None,
+        stress=prediction.stress - labels["stress"] if "stress" in parts else None,
+    )
+
+
+def loss_of(errors: Errors, weights: dict[str, float], config: LossConfig) -> Tensor:
+    """The weighted loss (a scalar in float64).
+
+    Parts of weight zero stay in the graph: with DDP every parameter then has a gradient in every step.
+    """
+    total = errors.energy.new_zeros(())
+    for part in PARTS:
+        difference = getattr(errors, part)
+        if difference is not None:
+            total = total + weights[part] * penalty(difference, config.kind, config.delta.get(part, 1.0)).double()
+    return total
+
+
+class ErrorSums:
+    """Running sums from which mean absolute and root-mean-square errors of an epoch follow, without device syncs."""
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        # Rows: parts. Columns: number of components, sum of |d|, sum of d², sum of penalties.
+        self.values = torch.zeros(len(PARTS), 4, dtype=torch.float64, device=device)
+
+    def add(self, errors: Errors, config: LossConfig) -> None:
+        """Count the errors of one batch."""
+        rows = []
+        for part in PARTS:
+            difference = getattr(errors, part)
+            if difference is None:
+                rows.append(self.values.new_zeros(4))
+                continue
+            difference = difference.detach().double()
+            square = difference.square().sum()
+            value = (
+                square
+                if config.kind == "mse"
+                else penalty(difference, config.kind, config.delta.get(part, 1.0)) * difference.numel()
+            )
+            rows.append(
+                torch.stack(
+                    [self.values.new_full((), float(difference.numel())), difference.abs().sum(), square, value]
+                )
+            )
+        self.values += torch.stack(rows)
+
+    def metrics(self, values: Tensor | None = None) -> dict[str, float]:
+        """Errors in meV/atom, meV/Å and meV/Å³, by names such as ``energy_rmse``."""
+        result = {}
+        for part, (count, absolute, square, _) in zip(
+            PARTS, (self.values if values is None else values).tolist(), strict=True
+        ):
+            if count:
+                result[f"{part}_mae"] = 1e3 * absolute / count
+                result[f"{part}_rmse"] = 1e3 * (square / count) ** 0.5
+        return result
+
+    def loss(self, weights: dict[str, float], values: Tensor | None = None) -> float:
+        """The loss over everything that was counted, by given weights."""
+        rows = (self.values if values is None else values).tolist()
+        return sum(weights[part] * row[3] / row[0] for part, row in zip(PARTS, rows, strict=True) if row[0])

@@ -1,0 +1,95 @@
+"""The Lightning module: what one step is, whatever loop calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from farfield.datasets.dataset import Sample
+from farfield.potentials.augmented import AugmentedPotential
+from farfield.training.config import LossConfig, OptimizerConfig
+from farfield.training.losses import Errors, ErrorSums, errors_of, loss_of, used_labels, weights_at
+
+
+class PotentialModule(LightningModule):
+    """A potential, its loss and its optimizer.
+
+    farfield's own loop (`farfield.training.run`) calls it through Lightning Fabric; it also works in a
+    ``lightning.Trainer``.
+
+    Parameters
+    ----------
+    potential
+        The potential to train.
+    loss
+        Loss section of the configuration.
+    optimizer
+        Optimizer section of the configuration.
+    """
+
+    def __init__(self, potential: AugmentedPotential, loss: LossConfig, optimizer: OptimizerConfig) -> None:
+        super().__init__()
+        self.potential = potential
+        self.loss_config = loss
+        self.optimizer_config = optimizer
+        self.parts: Sequence[str] = used_labels(loss.stages)
+        self.weights = weights_at(loss.stages, 0)
+        self.sums: ErrorSums | None = None
+
+    def set_loss_epoch(self, epoch: int) -> None:
+        """Take the loss weights of an epoch."""
+        self.weights = weights_at(self.loss_config.stages, epoch)
+
+    def errors(self, potential: AugmentedPotential, sample: Sample, create_graph: bool) -> Errors:
+        """Differences of a potential's prediction from the labels."""
+        prediction = potential.predict(
+            sample.batch,
+            forces="forces" in self.parts,
+            stress="stress" in self.parts,
+            create_graph=create_graph,
+        )
+        return errors_of(prediction, sample.labels, sample.batch.counts, self.parts)
+
+    def forward(self, sample: Sample, batch_idx: int = 0) -> Tensor:
+        """The loss of a batch; its errors are added to ``sums`` where that is set."""
+        errors = self.errors(self.potential, sample, create_graph=True)
+        if self.sums is not None:
+            self.sums.add(errors, self.loss_config)
+        return loss_of(errors, self.weights, self.loss_config)
+
+    def training_step(self, sample: Sample, batch_idx: int = 0) -> Tensor:
+        """The loss of a batch."""
+        return self.forward(sample, batch_idx)
+
+    def validation_step(self, sample: Sample, batch_idx: int = 0) -> Tensor:
+        """The loss of a batch, without a graph of the parameters."""
+        return loss_of(self.errors(self.potential, sample, create_graph=False), self.weights, self.loss_config)
+
+    def transfer_batch_to_device(self, batch: Sample, device: torch.device, dataloader_idx: int) -> Sample:
+        """Move a sample to the device."""
+        return batch.to(device)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam or AdamW; weight decay acts on matrices only."""
+        return make_optimizer(self.potential, self.optimizer_config)
+
+
+def make_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Adam or AdamW of a configuration; weight decay acts on matrices only, not on biases and scales."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    cls = torch.optim.AdamW if config.kind == "adamw" else torch.optim.Adam
+    return cls(
+        [group for group in groups if group["params"]],
+        lr=config.learning_rate,
+        betas=config.betas,
+        amsgrad=config.amsgrad,
+        # One kernel for all parameters instead of a dozen small ones per tensor.
+        fused=all(p.device.type in ("cpu", "cuda") for p in parameters),
+    )
