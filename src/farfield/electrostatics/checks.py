@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -154,7 +156,7 @@ def check_multipole_values(multipoles: Multipoles) -> None:
         given = getattr(multipoles, name)
         if given is None:
             continue
-        finite = torch.isfinite(given.detach()).reshape(given.shape[0], -1).all(dim=1)
+        finite = torch.isfinite(given.detach()).reshape(len(given), math.prod(given.shape[1:])).all(dim=1)
         if not bool(finite.all()):
             atom = int((~finite).nonzero()[0])
             raise ValueError(f"`{name}` of atom {atom} are {given[atom].tolist()} but must be finite")
