@@ -81,8 +81,8 @@ def born_charges(
     Warns
     -----
     UserWarning
-        If the model's receptive radius reaches beyond half of a periodic cell's smallest perpendicular height: there the
-        displacement between an atom and one that responds to it is ambiguous.
+        If the model's receptive radius reaches beyond half of a periodic cell's smallest perpendicular height: there
+        the displacement between an atom and one that responds to it is ambiguous.
     """
     directions = torch.eye(3, dtype=batch.positions.dtype, device=batch.positions.device)
     directions = directions[:, None, :].expand(3, batch.n_systems, 3)
@@ -102,7 +102,7 @@ def forces_in_field(
     scale: Scale = 1.0,
     create_graph: bool = False,
 ) -> Float[Tensor, "atoms 3"]:
-    """Forces that a uniform field exerts through the Born charges, f_ib = Σ_a F_a Z*_{i,ab}, without building Z*.
+    """Give the forces of a uniform field through the Born charges, f_ib = Σ_a F_a Z*_{i,ab}, without building Z*.
 
     Parameters
     ----------
