@@ -1,0 +1,74 @@
+"""Neighbour lists, from vesin."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from farfield.atoms.batch import AtomicBatch, Neighbors
+
+
+def find_neighbors(batch: AtomicBatch, cutoff: float) -> AtomicBatch:
+    """Return the batch with all pairs of neighbours within ``cutoff`` (Å).
+
+    The pairs are found by vesin, system by system, on the CPU, once; they carry no gradient. Along non-periodic axes
+    the cell is ignored.
+
+    Raises
+    ------
+    ValueError
+        If ``cutoff`` is not positive.
+    """
+    import vesin
+
+    if not cutoff > 0:
+        raise ValueError(f"`cutoff` is {cutoff} but must be positive (Å)")
+    positions = batch.positions.detach().to("cpu", torch.float64).numpy()
+    cells = batch.cell.detach().to("cpu", torch.float64).numpy()
+    pbc = batch.pbc.cpu().numpy()
+    counts = batch.counts.cpu().numpy()
+    finder = vesin.NeighborList(cutoff=float(cutoff), full_list=True, sorted=True)
+
+    parts_i, parts_j, parts_shifts = [], [], []
+    start = 0
+    for index, count in enumerate(counts):
+        box = cells[index] * pbc[index][:, None]
+        i, j, shifts = finder.compute(
+            points=positions[start : start + count],
+            box=np.ascontiguousarray(box),
+            periodic=[bool(axis) for axis in pbc[index]],
+            quantities="ijS",
+        )
+        parts_i.append(i.astype(np.int64) + start)
+        parts_j.append(j.astype(np.int64) + start)
+        parts_shifts.append(shifts.astype(np.int64))
+        start += count
+
+    device = batch.positions.device
+    i = np.concatenate(parts_i) if parts_i else np.zeros(0, dtype=np.int64)
+    neighbors = Neighbors(
+        i=torch.from_numpy(i).to(device),
+        j=torch.from_numpy(np.concatenate(parts_j) if parts_j else i).to(device),
+        shifts=torch.from_numpy(np.concatenate(parts_shifts) if parts_shifts else np.zeros((0, 3), np.int64)).to(
+            device
+        ),
+        cutoff=float(cutoff),
+        max_count=int(np.bincount(i).max()) if len(i) else 0,
+    )
+    return batch.replace(neighbors=neighbors)
+
+
+def bond_vectors(batch: AtomicBatch) -> torch.Tensor:
+    """Vectors from centre to neighbour (Å), shape (pairs, 3), differentiable in positions and cell.
+
+    Raises
+    ------
+    ValueError
+        If the batch has no neighbours.
+    """
+    pairs = batch.neighbors
+    if pairs is None:
+        raise ValueError("`batch.neighbors` is None: call farfield.atoms.find_neighbors(batch, cutoff) first")
+    vectors = batch.positions[pairs.j] - batch.positions[pairs.i]
+    offsets = torch.einsum("ps,psc->pc", pairs.shifts.to(vectors.dtype), batch.cell[batch.system[pairs.i]])
+    return vectors + offsets

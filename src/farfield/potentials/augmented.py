@@ -1,0 +1,254 @@
+"""AugmentedPotential: a short-range backbone with its far field; energy and its derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any, Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from farfield.atoms.batch import AtomicBatch
+from farfield.atoms.neighbors import find_neighbors
+from farfield.electrostatics.multipoles import Multipoles
+from farfield.potentials.features import Backbone, Features
+from farfield.potentials.long_range import LongRange
+from farfield.potentials.repulsion import zbl_energy
+
+
+@dataclass(frozen=True, eq=False)
+class PotentialOutput:
+    """Energies (eV), shape (systems,), float64, and what they were made of, all with their graph.
+
+    ``energy`` is the sum of reference energies of the elements, ``short_range_energy`` and ``long_range_energy``.
+    """
+
+    energy: Float[Tensor, " systems"]
+    short_range_energy: Float[Tensor, " systems"]
+    long_range_energy: Float[Tensor, " systems"]
+    multipoles: Multipoles | None
+    features: Features
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """Energy (eV) and its derivatives: forces (eV/Å), shape (atoms, 3), and stress (eV/Å³), shape (systems, 3, 3).
+
+    The stress of a system without three periodic axes is NaN: it has no volume to divide by.
+    """
+
+    energy: Float[Tensor, " systems"]
+    forces: Float[Tensor, "atoms 3"] | None
+    stress: Float[Tensor, "systems 3 3"] | None
+    short_range_energy: Float[Tensor, " systems"]
+    long_range_energy: Float[Tensor, " systems"]
+    multipoles: Multipoles | None
+
+
+class AugmentedPotential(nn.Module):
+    """A short-range backbone plus its far field: one energy, of which all else is a derivative.
+
+    Parameters
+    ----------
+    backbone
+        Short-range model that follows the `Backbone` protocol.
+    long_range
+        The far field; None for the short-range model alone.
+    reference_energies
+        Energy of each element (eV), by atomic number; kept in float64 whatever the model's dtype.
+    zbl
+        Add the Ziegler–Biersack–Littmark repulsion below 1.5 Å.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        long_range: LongRange | None = None,
+        *,
+        reference_energies: Mapping[int, float] | None = None,
+        zbl: bool = False,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.long_range = long_range
+        self.zbl = zbl
+        self.reference_energies: dict[int, float] = {}
+        self._references = torch.zeros(119, dtype=torch.float64)
+        self.set_reference_energies(reference_energies or {})
+
+    @property
+    def cutoff(self) -> float:
+        """Range of the neighbour list (Å)."""
+        return float(self.backbone.cutoff)  # type: ignore[arg-type]
+
+    @property
+    def receptive_radius(self) -> float:
+        """Distance up to which an atom's features feel other atoms (Å)."""
+        return float(self.backbone.receptive_radius)  # type: ignore[arg-type]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the parameters."""
+        return next(self.parameters()).dtype
+
+    def set_reference_energies(self, energies: Mapping[int, float]) -> None:
+        """Set the energies of the elements (eV), by atomic number."""
+        self.reference_energies = {int(number): float(value) for number, value in energies.items()}
+        self._references = torch.zeros(119, dtype=torch.float64)
+        for number, value in self.reference_energies.items():
+            self._references[number] = value
+
+    def calibrate(self, batch: AtomicBatch, force_scale: float = 1.0) -> None:
+        """Set the starting scales of the backbone, where it has such (see `CACE.calibrate`)."""
+        calibrate = getattr(self.backbone, "calibrate", None)
+        if calibrate is not None:
+            calibrate(batch, force_scale)
+
+    def add_neighbors(self, batch: AtomicBatch) -> AtomicBatch:
+        """Return the batch with the neighbours that the backbone needs."""
+        return find_neighbors(batch, self.cutoff)
+
+    def forward(self, batch: AtomicBatch) -> PotentialOutput:
+        """Energies of a batch with neighbours, and the latent multipoles, differentiable in positions and cell."""
+        features: Features = self.backbone(batch)
+        short = features.energy.double()
+        if self.zbl:
+            short = short + zbl_energy(batch)
+        multipoles = None
+        long = torch.zeros_like(short)
+        if self.long_range is not None:
+            result = self.long_range(batch, features)
+            long = result.energy.double()
+            multipoles = result.multipoles
+        if self._references.device != batch.positions.device:
+            self._references = self._references.to(batch.positions.device)
+        reference = batch.sum_over_atoms(self._references[batch.numbers])
+        return PotentialOutput(reference + short + long, short, long, multipoles, features)
+
+    def multipoles(self, batch: AtomicBatch, *, detach_total: bool = False) -> Multipoles:
+        """Latent multipoles of a batch with neighbours, with their graph and without any Coulomb sum.
+
+        With ``detach_total`` the residual of a constraint on the total charge carries no gradient (see `LongRange`).
+
+        Raises
+        ------
+        ValueError
+            If the potential has no long-range part.
+        """
+        if self.long_range is None:
+            raise ValueError("this potential has no long-range part and so no multipoles: build it with a `LongRange`")
+        return self.long_range.multipoles(batch, self.backbone(batch), detach_total=detach_total)
+
+    def predict(
+        self, batch: AtomicBatch, *, forces: bool = True, stress: bool = False, create_graph: bool = False
+    ) -> Prediction:
+        """Energy, forces and stress.
+
+        Parameters
+        ----------
+        forces, stress
+            Which derivatives to take.
+        create_graph
+            Keep the graph of the derivatives, to train on them.
+        """
+        wanted = forces or stress
+        with torch.set_grad_enabled(wanted or torch.is_grad_enabled()):
+            if wanted:
+                batch = batch.replace(
+                    positions=batch.positions.detach().requires_grad_(),
+                    cell=batch.cell.detach().requires_grad_(stress),
+                )
+            out = self(batch)
+            force = tensor = None
+            if wanted:
+                leaves = [batch.positions, batch.cell] if stress else [batch.positions]
+                gradients = torch.autograd.grad(
+                    out.energy.sum(), leaves, create_graph=create_graph, allow_unused=True, materialize_grads=True
+                )
+                if forces:
+                    force = -gradients[0]
+                if stress:
+                    tensor = _stress(batch, gradients[0], gradients[1])
+        if wanted and not create_graph:
+            out = _detached(out)
+        return Prediction(out.energy, force, tensor, out.short_range_energy, out.long_range_energy, out.multipoles)
+
+    def config(self) -> dict[str, Any]:
+        """Return what rebuilds the potential: plain JSON values."""
+        kinds = {point.value: point.name for point in entry_points(group="farfield.backbones")}
+        cls = type(self.backbone)
+        address = f"{cls.__module__}:{cls.__qualname__}"
+        return {
+            "backbone": {"kind": kinds.get(address, address), **self.backbone.config()},  # type: ignore[operator]
+            "long_range": None if self.long_range is None else self.long_range.config(),
+            "reference_energies": {str(number): value for number, value in self.reference_energies.items()},
+            "zbl": self.zbl,
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Rebuild a potential from `config`, with fresh weights.
+
+        Raises
+        ------
+        ValueError
+            If the kind of backbone is not known here.
+        """
+        settings = dict(config["backbone"])
+        backbone = backbone_class(settings.pop("kind")).from_config(settings)
+        long_range = config.get("long_range")
+        return cls(
+            backbone,
+            None if long_range is None else LongRange.from_config(long_range),
+            reference_energies={int(k): v for k, v in config.get("reference_energies", {}).items()},
+            zbl=config.get("zbl", False),
+        )
+
+
+def backbone_class(kind: str) -> type[Any]:
+    """Class of a backbone by the name of its entry point in the group ``farfield.backbones``.
+
+    Raises
+    ------
+    ValueError
+        If no installed package registers the name.
+    """
+    known = {point.name: point for point in entry_points(group="farfield.backbones")}
+    if kind in known:
+        return known[kind].load()
+    if kind in ("cace", "farfield.potentials.cace:CACE"):  # also from a source tree that is not installed
+        from farfield.potentials.cace import CACE
+
+        return CACE
+    raise ValueError(f"Unknown backbone {kind!r}. Must be one of {sorted({'cace', *known})}")
+
+
+def _stress(batch: AtomicBatch, by_positions: Tensor, by_cell: Tensor) -> Tensor:
+    """dE/dstrain / V from the gradients in positions and cell; strain maps r to r(1 + ε) and the cell likewise."""
+    virial = torch.einsum("sai,saj->sij", batch.cell, by_cell)
+    outer = batch.positions[:, :, None] * by_positions[:, None, :]
+    virial = virial.index_add(0, batch.system, outer)
+    virial = 0.5 * (virial + virial.transpose(-1, -2))
+    volume = torch.linalg.det(batch.cell).abs()
+    periodic = batch.pbc.all(-1)
+    volume = torch.where(periodic, volume, torch.full_like(volume, torch.nan))
+    return virial / volume[:, None, None]
+
+
+def _detached(out: PotentialOutput) -> PotentialOutput:
+    moments = out.multipoles
+    if moments is not None:
+        moments = Multipoles(
+            moments.charges.detach(),
+            None if moments.dipoles is None else moments.dipoles.detach(),
+            None if moments.quadrupoles is None else moments.quadrupoles.detach(),
+        )
+    return PotentialOutput(
+        out.energy.detach(), out.short_range_energy.detach(), out.long_range_energy.detach(), moments, out.features
+    )
+
+
+__all__ = ["AugmentedPotential", "Backbone", "PotentialOutput", "Prediction", "backbone_class"]
