@@ -226,7 +226,7 @@ def select_frames(
     last: int | None = None,
     name: str = "data",
 ) -> list[int]:
-    """Indices of some frames, chosen by what their info says.
+    """Return the indices of some frames, chosen by what their info says.
 
     Parameters
     ----------
@@ -300,8 +300,8 @@ def load_dataset(
     entry = DATASETS.get(str(data))
     path = resolve_data(data)
     if entry is not None:
-        columns = columns if columns is not None else Columns(**entry.columns)
-        units = units if units is not None else Units(**entry.units)
+        columns = columns if columns is not None else Columns.model_validate(entry.columns)
+        units = units if units is not None else Units.model_validate(entry.units)
     structures = read_structures(path)
     if select:
         kept = select_frames([atoms.info for atoms in structures], name=str(data), **select)

@@ -7,7 +7,7 @@ import re
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 from farfield.units import BOHR, DEBYE, HARTREE
 
@@ -139,8 +139,8 @@ class Units(_Strict):
 
     @field_validator("*")
     @classmethod
-    def _known(cls, value: str, info) -> str:  # noqa: ANN001 (pydantic's ValidationInfo)
-        conversion(value, info.field_name)
+    def _known(cls, value: str, info: ValidationInfo) -> str:
+        conversion(value, str(info.field_name))
         return value
 
     def factor(self, quantity: str) -> float:

@@ -14,7 +14,7 @@ _HOME = {
     "ConfigError": "farfield.training.config",
     "TrainingConfig": "farfield.training.config",
     "TrainingResult": "farfield.training.run",
-    "read_config": "farfield.training.config",
+    "read_config": "farfield.training.reading",
     "train": "farfield.training.run",
     "train_from_yaml": "farfield.training.run",
 }

@@ -12,7 +12,8 @@ from farfield.atoms.batch import AtomicBatch
 from farfield.datasets.dataset import Dataset, collate
 from farfield.potentials.augmented import AugmentedPotential, backbone_class
 from farfield.potentials.long_range import LongRange
-from farfield.training.config import ConfigError, ModelConfig, did_you_mean
+from farfield.training.config import ConfigError, ModelConfig
+from farfield.training.reading import did_you_mean
 
 #: How many training frames set the starting scales of a model.
 CALIBRATION_FRAMES = 64
@@ -100,7 +101,7 @@ def _number_of(element: int | str) -> int:
 
 
 def reference_energies_of(config: ModelConfig, train: Dataset) -> dict[int, float]:
-    """Reference energies as the configuration wants them (eV), by atomic number."""
+    """Return reference energies as the configuration wants them (eV), by atomic number."""
     if config.reference_energies == "none":
         return {}
     if config.reference_energies == "least-squares":
@@ -137,14 +138,15 @@ def build_potential(config: ModelConfig, train: Dataset, dtype: torch.dtype = to
             if own in arguments:
                 raise ConfigError(f"model.long_range.{own}: follows from the backbone, leave it out")
         widths = {"scalars": backbone.n_scalars, "vectors": backbone.n_vectors, "tensors": backbone.n_tensors}
+        if config.epsilon_infinity is not None:
+            arguments.setdefault("epsilon_infinity", config.epsilon_infinity)
         long_range = _construct(LongRange, {**widths, **arguments}, "model.long_range")
-    potential = AugmentedPotential(
-        backbone,  # type: ignore[arg-type]
+    return AugmentedPotential(
+        backbone,
         long_range,
         reference_energies=reference_energies_of(config, train),
         zbl=config.zbl,
     ).to(dtype)
-    return potential
 
 
 def calibrate(potential: AugmentedPotential, train: Dataset) -> None:

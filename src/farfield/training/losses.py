@@ -16,7 +16,7 @@ PARTS = ("energy", "forces", "stress")
 
 
 def weights_at(stages: Sequence[StageConfig], epoch: int) -> dict[str, float]:
-    """Weights of the parts of the loss at an epoch; within a ramp they go linearly from the stage before."""
+    """Return the weights of the parts of the loss at an epoch; within a ramp they go linearly from the stage before."""
     current = {part: getattr(stages[0], part) for part in PARTS}
     for stage in stages:
         if epoch < stage.from_epoch:
@@ -28,19 +28,20 @@ def weights_at(stages: Sequence[StageConfig], epoch: int) -> dict[str, float]:
 
 
 def final_weights(stages: Sequence[StageConfig]) -> dict[str, float]:
-    """Weights of the last stage: those by which all epochs are compared."""
+    """Return the weights of the last stage: those by which all epochs are compared."""
     return {part: getattr(stages[-1], part) for part in PARTS}
 
 
 def used_labels(stages: Sequence[StageConfig]) -> list[str]:
-    """Labels that have a weight in some stage, in the order of `PARTS`."""
+    """Return the labels that have a weight in some stage, in the order of `PARTS`."""
     return [part for part in PARTS if any(getattr(stage, part) > 0 for stage in stages)]
 
 
 def penalty(difference: Tensor, kind: str, delta: float) -> Tensor:
-    """Mean penalty of a difference: its square, or Huber's function d²/2 to ``delta``, then delta(|d| − delta/2), × 2.
+    """Return the mean penalty of a difference d.
 
-    The factor of two makes both agree for small differences.
+    ``mse``: d². ``huber``: d² up to ``delta``, delta (2|d| − delta) beyond: twice Huber's function, so that both agree
+    for small differences.
     """
     if kind == "mse":
         return difference.square().mean()
@@ -67,7 +68,10 @@ class Errors:
 
 
 def errors_of(prediction: Any, labels: dict[str, Tensor], counts: Tensor, parts: Sequence[str]) -> Errors:
-    """Differences of a prediction from the labels; total energies are compared in float64, before any rounding."""
+    """Return the differences of a prediction from the labels.
+
+    Total energies are compared in float64, before any rounding: they are 10⁵ times what is to be resolved.
+    """
     energy = (prediction.energy.double() - labels["energy"].double()) / counts.double()
     return Errors(
         energy=energy,
@@ -77,7 +81,7 @@ def errors_of(prediction: Any, labels: dict[str, Tensor], counts: Tensor, parts:
 
 
 def loss_of(errors: Errors, weights: dict[str, float], config: LossConfig) -> Tensor:
-    """The weighted loss (a scalar in float64).
+    """Return the weighted loss (a scalar in float64).
 
     Parts of weight zero stay in the graph: with DDP every parameter then has a gradient in every step.
     """
@@ -85,7 +89,7 @@ def loss_of(errors: Errors, weights: dict[str, float], config: LossConfig) -> Te
     for part in PARTS:
         difference = getattr(errors, part)
         if difference is not None:
-            total = total + weights[part] * penalty(difference, config.kind, config.delta.get(part, 1.0)).double()
+            total = total + weights[part] * penalty(difference, config.kind, getattr(config.delta, part)).double()
     return total
 
 
@@ -109,7 +113,7 @@ class ErrorSums:
             value = (
                 square
                 if config.kind == "mse"
-                else penalty(difference, config.kind, config.delta.get(part, 1.0)) * difference.numel()
+                else penalty(difference, config.kind, getattr(config.delta, part)) * difference.numel()
             )
             rows.append(
                 torch.stack(
@@ -119,7 +123,7 @@ class ErrorSums:
         self.values += torch.stack(rows)
 
     def metrics(self, values: Tensor | None = None) -> dict[str, float]:
-        """Errors in meV/atom, meV/Å and meV/Å³, by names such as ``energy_rmse``."""
+        """Return errors in meV/atom, meV/Å and meV/Å³, by names such as ``energy_rmse``."""
         result = {}
         for part, (count, absolute, square, _) in zip(
             PARTS, (self.values if values is None else values).tolist(), strict=True
@@ -130,6 +134,6 @@ class ErrorSums:
         return result
 
     def loss(self, weights: dict[str, float], values: Tensor | None = None) -> float:
-        """The loss over everything that was counted, by given weights."""
+        """Return the loss over everything that was counted, by given weights."""
         rows = (self.values if values is None else values).tolist()
         return sum(weights[part] * row[3] / row[0] for part, row in zip(PARTS, rows, strict=True) if row[0])

@@ -54,18 +54,18 @@ class PotentialModule(LightningModule):
         return errors_of(prediction, sample.labels, sample.batch.counts, self.parts)
 
     def forward(self, sample: Sample, batch_idx: int = 0) -> Tensor:
-        """The loss of a batch; its errors are added to ``sums`` where that is set."""
+        """Return the loss of a batch; its errors are added to ``sums`` where that is set."""
         errors = self.errors(self.potential, sample, create_graph=True)
         if self.sums is not None:
             self.sums.add(errors, self.loss_config)
         return loss_of(errors, self.weights, self.loss_config)
 
     def training_step(self, sample: Sample, batch_idx: int = 0) -> Tensor:
-        """The loss of a batch."""
+        """Return the loss of a batch."""
         return self.forward(sample, batch_idx)
 
     def validation_step(self, sample: Sample, batch_idx: int = 0) -> Tensor:
-        """The loss of a batch, without a graph of the parameters."""
+        """Return the loss of a batch, without a graph of the parameters."""
         return loss_of(self.errors(self.potential, sample, create_graph=False), self.weights, self.loss_config)
 
     def transfer_batch_to_device(self, batch: Sample, device: torch.device, dataloader_idx: int) -> Sample:

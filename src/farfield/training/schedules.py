@@ -162,7 +162,7 @@ class AveragedWeights:
         self.updates += 1
         averaged: list[Tensor] = [p.detach() for p in self.model.parameters()]
         current: list[Tensor] = [p.detach() for p in self.source.parameters()]
-        get_ema_multi_avg_fn(decay)(averaged, current, self.updates)  # type: ignore[arg-type]
+        get_ema_multi_avg_fn(decay)(averaged, current, self.updates)
         for mine, theirs in zip(self.model.buffers(), self.source.buffers(), strict=True):
             mine.copy_(theirs)
 

@@ -1,0 +1,128 @@
+"""From a trained potential to a model file: the sign of its charges, and its card."""
+
+from __future__ import annotations
+
+import datetime
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from ase.data import chemical_symbols
+
+import farfield
+from farfield.atoms.electronegativity import most_electronegative
+from farfield.card import ModelCard
+from farfield.datasets.dataset import Dataset
+from farfield.datasets.registry import DATASETS
+from farfield.model import Model
+from farfield.potentials.augmented import AugmentedPotential
+from farfield.training.config import SourceConfig, TrainingConfig
+from farfield.training.data import TrainingData
+from farfield.training.reporting import UNITS
+
+
+def find_gauge(potential: AugmentedPotential, dataset: Dataset) -> tuple[int, str]:
+    """Sign by which the latent charges are to be multiplied, and how it was found.
+
+    The energy is even in the multipoles, so that their overall sign is arbitrary. Where the total charge is a
+    constraint and some systems are charged, the constraint has fixed it; else the mean charge of the most
+    electronegative element over the training frames is made negative (PHYSICS §5).
+    """
+    far = potential.long_range
+    if far is None:
+        return 1, "no charges: a short-range model"
+    charged = any(s.batch.total_charge is not None and bool((s.batch.total_charge != 0).any()) for s in dataset)
+    if far.total_charge == "constraint" and charged:
+        return 1, "fixed by the total charges of the training data, to which the charges are constrained"
+    element = most_electronegative(dataset.elements)
+    if element is None:
+        return 1, "not fixed: the overall sign of the charges is arbitrary"
+    total, count = 0.0, 0
+    device = next(potential.parameters()).device
+    with torch.no_grad():
+        for sample in dataset.batches(16):
+            batch = sample.batch.to(device)
+            charges = potential.multipoles(batch).charges
+            mine = batch.numbers == element
+            total += float(charges[mine].double().sum())
+            count += int(mine.sum())
+    sign = -1 if total > 0 else 1
+    return sign, f"mean charge of {chemical_symbols[element]} negative over {count} atoms of the training data"
+
+
+def _sources(sources: Sequence[SourceConfig]) -> tuple[str, str, str]:
+    """Return what the card says of the data: description, licence, level of theory."""
+    said, licences, levels = [], [], []
+    for source in sources:
+        entry = DATASETS.get(source.set)
+        choice = f" {source.select}" if source.select else ""
+        said.append(f"{source.set}{choice}" + (f" ({entry.content}; {entry.source})" if entry else ""))
+        if entry:
+            licences.append(entry.licence)
+            levels.append(entry.level)
+    return "; ".join(said), "; ".join(dict.fromkeys(licences)), "; ".join(dict.fromkeys(levels))
+
+
+def make_card(
+    potential: AugmentedPotential,
+    config: TrainingConfig,
+    data: TrainingData,
+    metrics: dict[str, dict[str, float]],
+    epoch: int,
+) -> ModelCard:
+    """Write the card of a trained potential.
+
+    Parameters
+    ----------
+    potential
+        The trained potential.
+    config, data
+        What it was trained by and on.
+    metrics
+        Its errors by part of the data, in meV/atom, meV/Å, meV/Å³.
+    epoch
+        The epoch whose weights it has (from 0).
+    """
+    sign, gauge = find_gauge(potential, data.train)
+    training_data, licence, level = _sources(config.data.train)
+    versions = {"python": sys.version.split()[0], "farfield": farfield.__version__}
+    for package in ("torch", "lightning", "numpy"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:  # a package that was put on the path without its metadata
+            continue
+    with_units = {
+        part: {f"{key} ({UNITS[key.split('_')[0]]})": round(value, 4) for key, value in errors.items()}
+        for part, errors in metrics.items()
+    }
+    validation = f", {len(data.validation)} for validation" if data.validation is not None else ""
+    return ModelCard(
+        name=config.name,
+        description=config.description,
+        training_data=f"{training_data}: {len(data.train)} frames for training{validation}",
+        licence=config.licence or licence,
+        level_of_theory=level,
+        elements=tuple(data.train.elements),
+        gauge_sign=sign,
+        gauge=gauge,
+        epsilon_infinity=config.model.epsilon_infinity,
+        metrics=with_units,
+        command=f"farfield train {config.name}.yaml",
+        date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        versions=versions,
+        notes=f"weights of epoch {epoch + 1}, seed {config.seed}, {config.precision}",
+    )
+
+
+def save_model(
+    path: Path,
+    potential: AugmentedPotential,
+    config: TrainingConfig,
+    data: TrainingData,
+    metrics: dict[str, dict[str, float]],
+    epoch: int,
+) -> None:
+    """Write the model file of a trained potential (see `make_card`)."""
+    Model(potential, make_card(potential, config, data, metrics, epoch)).save(path)

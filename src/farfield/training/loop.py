@@ -1,0 +1,314 @@
+"""The training loop, on Lightning Fabric.
+
+Fabric brings devices, processes (DDP) and gradient reduction; the loop itself is written out here, because a training
+that was killed has to resume at any batch and end in the same bits, and that needs all of the state in one place.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from farfield.datasets.dataset import Dataset, Sample, collate
+from farfield.potentials.augmented import AugmentedPotential
+from farfield.training.build import build_potential, calibrate
+from farfield.training.checkpoint import save_checkpoint
+from farfield.training.config import ConfigError, TrainingConfig
+from farfield.training.data import load_training_data
+from farfield.training.interrupt import Interrupt
+from farfield.training.losses import ErrorSums, final_weights
+from farfield.training.module import PotentialModule, make_optimizer
+from farfield.training.reporting import Reporter
+from farfield.training.sampler import EpochBatches
+from farfield.training.schedules import AveragedWeights, EarlyStopping, LearningRate
+
+#: Keys of the configuration that may change between a run and its resumption: they do not touch what was computed.
+FREE_KEYS = {"epochs", "stop", "checkpoint_minutes", "output", "description", "licence", "validation_batch_size"}
+
+
+def evaluate(
+    module: PotentialModule, potential: AugmentedPotential, dataset: Dataset, batch_size: int, fabric: Any = None
+) -> ErrorSums:
+    """Sum the errors of a potential over a set; several processes take a share each and join their sums."""
+    device = next(potential.parameters()).device
+    sums = ErrorSums(device)
+    rank, world = (fabric.global_rank, fabric.world_size) if fabric is not None else (0, 1)
+    indices = range(rank, len(dataset), world)
+    for start in range(0, len(indices), batch_size):
+        sample = collate([dataset[i] for i in indices[start : start + batch_size]]).to(device)
+        sums.add(module.errors(potential, sample, create_graph=False), module.loss_config)
+    if world > 1:
+        sums.values = _summed(fabric, sums.values)
+    return sums
+
+
+class Trainer:
+    """One training: everything that changes in the course of it, and the loop.
+
+    Parameters
+    ----------
+    config
+        The configuration.
+    quiet
+        Show nothing.
+    """
+
+    def __init__(self, config: TrainingConfig, *, quiet: bool = False) -> None:
+        from lightning.fabric import Fabric
+
+        self.config = config
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        self.fabric = Fabric(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            # Heads of elements or ranks that a batch lacks may be without gradient.
+            strategy="ddp_find_unused_parameters_true" if config.devices > 1 else "auto",
+        )
+        self.fabric.launch()
+        self.dtype = getattr(torch, config.precision)
+        torch.manual_seed(config.seed)
+        data = load_training_data(config)
+        potential = build_potential(config.model, data.train, self.dtype)
+        self.data = data.with_neighbors(potential.cutoff)
+        calibrate(potential, self.data.train)
+        potential.to(self.fabric.device)
+        self.potential = potential
+        self.module = PotentialModule(potential, config.loss, config.optimizer)
+        self.optimizer = make_optimizer(potential, config.optimizer)
+        self.average = AveragedWeights(potential, config.optimizer.ema)
+        self.step_module: Callable[[Sample], torch.Tensor] = self.module
+        if self.fabric.world_size > 1:
+            self.step_module, self.optimizer = self.fabric.setup(self.module, self.optimizer)
+        self.sampler = EpochBatches(
+            len(self.data.train), config.batch_size, config.seed, self.fabric.global_rank, self.fabric.world_size
+        )
+        self.learning_rate = LearningRate(config.optimizer, len(self.sampler), config.epochs)
+        self.stopping = EarlyStopping(config.stop, config.loss.stages[-1].from_epoch + config.loss.stages[-1].ramp)
+        self.sums = ErrorSums(self.fabric.device)
+        self.epoch = self.batch = self.step = 0
+        self.history: list[dict[str, Any]] = []
+        self.best: dict[str, torch.Tensor] = {}
+        self.seconds = 0.0
+        self.interrupt = Interrupt()
+        self.report = Reporter(
+            config.directory,
+            config.epochs,
+            len(self.sampler),
+            active=self.fabric.is_global_zero,
+            quiet=quiet,
+        )
+
+    # State ------------------------------------------------------------------------------------------------------
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """The checkpoint of the run."""
+        return self.config.directory / "checkpoints" / "last.ckpt"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes: tensors and plain types only."""
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "step": self.step,
+            "seconds": self.seconds,
+            "weights": self.potential.state_dict(),
+            "reference_energies": dict(self.potential.reference_energies),
+            "average": self.average.state_dict(),
+            "best": self.best,
+            "optimizer": self.optimizer.state_dict(),
+            "learning_rate": self.learning_rate.state_dict(),
+            "stopping": self.stopping.state_dict(),
+            "sums": self.sums.values,
+            "history": self.history,
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if self.fabric.device.type == "cuda" else [],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a state.
+
+        Raises
+        ------
+        ConfigError
+            If it is the state of another training.
+        """
+        _check_same(state["config"], self.config)
+        self.epoch, self.batch, self.step = state["epoch"], state["batch"], state["step"]
+        self.seconds = state["seconds"]
+        self.potential.load_state_dict(state["weights"])
+        self.potential.set_reference_energies(state["reference_energies"])
+        self.average.load_state_dict(state["average"])
+        if self.config.optimizer.ema is not None:
+            self.average.model.set_reference_energies(state["reference_energies"])  # type: ignore[operator]
+        self.best = state["best"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.learning_rate.load_state_dict(state["learning_rate"])
+        self.stopping.load_state_dict(state["stopping"])
+        self.sums.values.copy_(state["sums"])
+        self.history = state["history"]
+        torch.set_rng_state(state["random"])
+        if state["random_cuda"] and self.fabric.device.type == "cuda":
+            torch.cuda.set_rng_state_all(state["random_cuda"])
+
+    def save(self) -> None:
+        """Write the checkpoint, from the first process."""
+        if self.fabric.is_global_zero:
+            save_checkpoint(self.checkpoint_path, self.state_dict())
+
+    # Loop -------------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Train to the end, or until asked to stop."""
+        self.report.start(self.epoch)
+        started = time.monotonic() - self.seconds
+        last_saved = time.monotonic()
+        single = self.fabric.world_size == 1
+        parameters = [p for p in self.potential.parameters() if p.requires_grad]
+        try:
+            with self.interrupt.listening():
+                while self.epoch < self.config.epochs and not self.stopping.stop:
+                    self.module.set_loss_epoch(self.epoch)
+                    self.module.sums = self.sums
+                    self.sampler.set_epoch(self.epoch, self.batch)
+                    for indices in self.sampler:
+                        self.train_step(indices, parameters)
+                        self.batch += 1
+                        self.step += 1
+                        self.report.batch(self.epoch, self.batch)
+                        # Processes must agree on where they stop: with several, only between epochs.
+                        late = time.monotonic() - last_saved > 60 * self.config.checkpoint_minutes
+                        if single and self.batch < len(self.sampler) and (late or self.interrupt.asked):
+                            self.seconds = time.monotonic() - started
+                            self.check_finite()
+                            self.save()
+                            last_saved = time.monotonic()
+                            if self.interrupt.asked:
+                                return
+                    self.seconds = time.monotonic() - started
+                    self.end_epoch()
+                    self.save()
+                    last_saved = time.monotonic()
+                    if self._asked_anywhere():
+                        return
+        finally:
+            self.report.close()
+
+    def _asked_anywhere(self) -> bool:
+        if self.fabric.world_size == 1:
+            return self.interrupt.asked
+        asked = torch.tensor(float(self.interrupt.asked), device=self.fabric.device)
+        return bool(_summed(self.fabric, asked))
+
+    def train_step(self, indices: Sequence[int], parameters: Sequence[torch.nn.Parameter]) -> None:
+        """One step of the optimizer."""
+        sample = collate([self.data.train[i] for i in indices])
+        if self.fabric.device.type != "cpu":
+            sample = sample.to(self.fabric.device)
+        rate = self.learning_rate.at(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        self.fabric.backward(self.step_module(sample))
+        if self.config.optimizer.clip is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, self.config.optimizer.clip)
+        self.optimizer.step()
+        self.average.update()
+
+    def check_finite(self) -> None:
+        """Stop at numbers that are none, while the checkpoint on disk is still sound.
+
+        Raises
+        ------
+        FloatingPointError
+            If errors or weights are not finite.
+        """
+        sound = torch.isfinite(self.sums.values).all()
+        for parameter in self.potential.parameters():
+            sound &= torch.isfinite(parameter).all()
+        if not sound:
+            raise FloatingPointError(
+                f"the training became NaN or infinite in epoch {self.epoch}: lower optimizer.learning_rate, set "
+                f"optimizer.clip, or look for broken labels with `farfield inspect`; the checkpoint of the epoch "
+                f"before is kept at {self.checkpoint_path}"
+            )
+
+    def end_epoch(self) -> None:
+        """Validate, log, and let schedules and early stopping see the result."""
+        self.check_finite()
+        weights = final_weights(self.config.loss.stages)
+        train = self.sums.values
+        if self.fabric.world_size > 1:
+            train = _summed(self.fabric, train)
+        row: dict[str, Any] = {"epoch": self.epoch, "learning_rate": self.learning_rate.at(self.step)}
+        row["train/loss"] = self.sums.loss(self.module.weights, train)
+        row |= {f"train/{key}": value for key, value in self.sums.metrics(train).items()}
+        monitored = self.sums.loss(weights, train)
+        last = self.epoch + 1 == self.config.epochs
+        if self.data.validation is None:
+            self.learning_rate.end_epoch(monitored)
+        elif (self.epoch + 1) % self.config.validate_every == 0 or last:
+            sums = evaluate(
+                self.module,
+                self.average.model,  # type: ignore[arg-type]
+                self.data.validation,
+                self.config.validation_batch_size,
+                self.fabric,
+            )
+            monitored = sums.loss(weights)
+            row["validation/loss"] = monitored
+            row |= {f"validation/{key}": value for key, value in sums.metrics().items()}
+            self.learning_rate.end_epoch(monitored)
+            if self.stopping.update(monitored, self.epoch):
+                self.best = {k: v.detach().clone() for k, v in self.average.model.state_dict().items()}
+        row["seconds"] = self.seconds
+        self.history.append(row)
+        self.report.epoch(row, self.history)
+        self.epoch += 1
+        self.batch = 0
+        self.sums.values.zero_()
+
+    # End --------------------------------------------------------------------------------------------------------
+
+    def final_potential(self) -> AugmentedPotential:
+        """Return the averaged weights of the best epoch, or of the last."""
+        potential: AugmentedPotential = self.average.model  # type: ignore[assignment]
+        if self.config.keep == "best" and self.best:
+            potential.load_state_dict(self.best)
+        return potential
+
+    @property
+    def kept_epoch(self) -> int:
+        """The epoch (from 0) whose weights are the final ones."""
+        return self.stopping.best_epoch if self.config.keep == "best" and self.best else self.epoch - 1
+
+    def metrics(self, potential: AugmentedPotential) -> dict[str, dict[str, float]]:
+        """Return the errors of a potential on each part of the data, in meV/atom, meV/Å, meV/Å³."""
+        size = self.config.validation_batch_size
+        return {
+            name: evaluate(self.module, potential, part, size, self.fabric).metrics()
+            for name, part in self.data.parts().items()
+        }
+
+
+def _summed(fabric: Any, values: torch.Tensor) -> torch.Tensor:
+    """Sum a tensor over all processes."""
+    return fabric.all_reduce(values.clone(), reduce_op="sum")
+
+
+def _check_same(before: dict[str, Any], config: TrainingConfig) -> None:
+    now = config.model_dump(mode="json")
+    # The cosine spans the whole training: another length is another training.
+    free = FREE_KEYS - ({"epochs"} if config.optimizer.decay.kind == "cosine" else set())
+    differing = sorted(key for key in now if key not in free and now[key] != before.get(key))
+    if differing:
+        raise ConfigError(
+            f"the checkpoint in {config.directory} was made with other values of {differing}: resume with the "
+            f"configuration in {config.directory / 'config.yaml'}, or start under another `name`"
+        )
