@@ -1,0 +1,53 @@
+"""What the documentation shows is true: its examples run and say what their text says."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def examples(repository: Path) -> Iterator[Path]:
+    """Folder of the gallery; what an example sets for all of torch is set back."""
+    dtype = torch.get_default_dtype()
+    state = torch.get_rng_state()
+    yield repository / "docs" / "examples"
+    torch.set_default_dtype(dtype)
+    torch.set_rng_state(state)
+    import matplotlib.pyplot as plt
+
+    plt.close("all")
+
+
+def test_your_own_model_learns_the_charges(examples: Path) -> None:
+    names = runpy.run_path(str(examples / "1_your_own_model.py"))
+    assert names["errors"]["with far field"] < 0.5 * names["errors"]["short range"]
+    assert names["learned"]["Na"] == pytest.approx(1.0, abs=0.1)
+    assert names["learned"]["Cl"] == pytest.approx(-1.0, abs=0.1)
+
+
+def test_coulomb_sum_gives_madelung_constants(examples: Path) -> None:
+    names = runpy.run_path(str(examples / "2_coulomb_sum.py"))
+    torch.testing.assert_close(names["madelung"], torch.tensor([1.747564594633, 1.762674773070]), rtol=1e-8, atol=0)
+
+
+def test_every_example_is_tested(examples: Path) -> None:
+    tested = Path(__file__).read_text()
+    assert [path.name for path in examples.glob("*.py") if f'"{path.name}"' not in tested] == []
+
+
+def test_links_between_pages_lead_somewhere(repository: Path) -> None:
+    pages = [*repository.glob("*.md"), *(repository / "docs").rglob("*.md")]
+    written = [page for page in pages if not {"_build", "generated", "gallery"} & set(page.parts)]
+    broken = [
+        f"{page.name}: {target}"
+        for page in written
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text())
+        if "://" not in target and not (page.parent / target).exists()
+    ]
+    assert broken == []
