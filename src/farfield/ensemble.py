@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,16 +52,18 @@ class Ensemble:
             For each property the mean by its name, and the standard deviation over the models (N − 1 in the
             denominator) as ``NAME_std``; and ``"screening"`` where it applies.
         """
-        results = [model.compute(structures, properties, **options) for model in self.models]
-        joined: dict[str, Any] = {}
-        for name, first in results[0].items():
-            if name == "screening":
-                joined[name] = [
-                    label if len({result[name][index] for result in results}) == 1 else "mixed"
-                    for index, label in enumerate(first)
-                ]
-                continue
-            values = np.stack([result[name] for result in results])
-            joined[name] = values.mean(axis=0)
-            joined[f"{name}_std"] = values.std(axis=0, ddof=1)
-        return joined
+        return combine([model.compute(structures, properties, **options) for model in self.models])
+
+
+def combine(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Join what several models computed into means and spreads, named as by `Ensemble.compute`."""
+    joined: dict[str, Any] = {}
+    for name, first in results[0].items():
+        if name == "screening":
+            alike = [len({result[name][index] for result in results}) == 1 for index in range(len(first))]
+            joined[name] = [label if same else "mixed" for label, same in zip(first, alike, strict=True)]
+            continue
+        values = np.stack([result[name] for result in results])
+        joined[name] = values.mean(axis=0)
+        joined[f"{name}_std"] = values.std(axis=0, ddof=1)
+    return joined

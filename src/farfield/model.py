@@ -168,8 +168,8 @@ class Model:
             card = ModelCard.from_json(header["card"])
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise ModelFileError(
-                f"{str(path)!r} cannot be rebuilt ({type(error).__name__}: {error}): it is damaged, or needs a backbone "
-                "or a version of farfield that is not installed here"
+                f"{str(path)!r} cannot be rebuilt ({type(error).__name__}: {error}): it is damaged, or needs a "
+                "backbone or a version of farfield that is not installed here"
             ) from error
         return cls(potential, card)
 
@@ -307,8 +307,9 @@ class Model:
             scale = self.scale(chunk, epsilon_infinity)
             values = self._energies_and_moments(chunk, properties, scale, origin)
             for name in set(properties) & set(_BORN):
-                options = {"harmonics": harmonics, "fit": fit, "mean": mean, "sum_rule": sum_rule}
-                values[name] = born_charges(self.observed, chunk, scale=scale, **options)
+                values[name] = born_charges(
+                    self.observed, chunk, harmonics=harmonics, fit=fit, mean=mean, scale=scale, sum_rule=sum_rule
+                )
             for name in properties:
                 found[name].append(values[name].detach())
         joined = {name: torch.cat(parts) for name, parts in found.items()}
