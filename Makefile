@@ -17,7 +17,8 @@ PYTEST ?=
 
 venv := .venv
 bin := $(venv)/bin
-pip := $(bin)/python -m pip install --quiet
+# twice quiet: errors only, not the notices of mirrors
+pip := $(bin)/python -m pip install --quiet --quiet
 # One stamp per thing installed, in a folder named after the torch asked for, so that another TORCH= installs anew.
 stamps := $(venv)/.stamps/$(shell printf '%s' '$(TORCH)' | cksum | cut -d ' ' -f 1)
 fingerprint := { $(bin)/python -m pip list --format=freeze 2>/dev/null | grep -iE '^(torch|nvidia-[a-z0-9-]+)==' | sort; }
@@ -103,7 +104,7 @@ $(stamps)/constraints.txt: constraints.txt $(stamps)/torch
 
 # After each install: torch must be the one chosen above, and nothing may have brought in CUDA libraries.
 define install
-	@echo "installing farfield$(1)"
+	@echo "installing farfield$(1) (a minute or two the first time)"
 	@$(pip) -c $(stamps)/constraints.txt -e '.$(1)'
 	@$(fingerprint) | diff $(stamps)/fingerprint - \
 	  || { echo "the step above replaced torch or brought in nvidia-* packages: remove $(venv) and run again" >&2; exit 1; }
