@@ -1,7 +1,8 @@
 """Where the benchmark sets are and how to read them.
 
-A set has a name such as ``dipeptides/train``. Its file is looked for in ``$FARFIELD_DATA``, else in
-``<repository root>/../shared/data``. Where it is not found, the error names the public source and its licence.
+A set has a name such as ``dipeptides/train``. Its file is looked for among the data shipped with farfield
+(``demo/train``), then in ``$FARFIELD_DATA``, else in ``<repository root>/../shared/data``. Where it is not found, the
+error names the public source and its licence.
 """
 
 from __future__ import annotations
@@ -220,6 +221,22 @@ _SETS = (
         "CCSD/d-aug-cc-pVTZ per the paper",
         "800 Zundel cations with dipoles and polarizabilities, no forces",
     ),
+    *(
+        DataSet(
+            f"demo/{part}",
+            f"demo/{part}.extxyz.gz",
+            "shipped with farfield; made by scripts/make_demo_data.py",
+            "MIT",
+            "RHF/6-31G* (PySCF) at geometries from GFN2-xTB; energies relative to the relaxed molecules",
+            content,
+            columns={"charges": "esp_charges"},
+        )
+        for part, content in (
+            ("train", "dimers of ions and polar molecules up to 10 Å, molecules, small clusters: energies, forces"),
+            ("val", "as demo/train"),
+            ("test", "dissociation curves up to 15 Å, dimers, clusters: also dipoles, Born and ESP charges"),
+        )
+    ),
     DataSet("PbTe", "20_PbTe/PbTe_250.extxyz.gz", _GPUMD, "GPL-3.0", "DFT", "25 frames of 250 atoms"),
 )
 
@@ -228,12 +245,16 @@ DATASETS: dict[str, DataSet] = {entry.name: entry for entry in _SETS}
 
 
 def data_directories() -> list[Path]:
-    """Directories in which data are looked for, in order: ``$FARFIELD_DATA``, else the one beside the repository."""
+    """Directories in which data are looked for, in order.
+
+    The data shipped with farfield come first, then ``$FARFIELD_DATA``, or else the directory beside the repository.
+    """
+    shipped = Path(__file__).resolve().parent / "data"
     configured = os.environ.get("FARFIELD_DATA")
     if configured:
-        return [Path(configured).expanduser()]
+        return [shipped, Path(configured).expanduser()]
     repository = Path(__file__).resolve().parents[3]
-    return [repository.parent / "shared" / "data"]
+    return [shipped, repository.parent / "shared" / "data"]
 
 
 def find_dataset(name: str) -> Path:
