@@ -232,10 +232,11 @@ def _stress(batch: AtomicBatch, by_positions: Tensor, by_cell: Tensor) -> Tensor
     outer = batch.positions[:, :, None] * by_positions[:, None, :]
     virial = virial.index_add(0, batch.system, outer)
     virial = 0.5 * (virial + virial.transpose(-1, -2))
-    volume = torch.linalg.det(batch.cell).abs()
     periodic = batch.pbc.all(-1)
-    volume = torch.where(periodic, volume, torch.full_like(volume, torch.nan))
-    return virial / volume[:, None, None]
+    # divide by 1, not by NaN, where there is no volume: 0/NaN in a backward pass would spread to all parameters
+    volume = torch.linalg.det(batch.cell.detach()).abs()
+    volume = torch.where(periodic, volume, torch.ones_like(volume))
+    return (virial / volume[:, None, None]).masked_fill(~periodic[:, None, None], torch.nan)
 
 
 def _detached(out: PotentialOutput) -> PotentialOutput:

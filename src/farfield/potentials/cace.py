@@ -6,7 +6,6 @@ Neighbours are laid out as a padded table (atoms, slots), so that the sum over n
 
 from __future__ import annotations
 
-import math
 from typing import Any, Self
 
 import torch
@@ -22,6 +21,7 @@ from farfield.potentials.invariants import (
     products,
     traceless_tensors,
 )
+from farfield.potentials.linear import ScaledLinear
 from farfield.potentials.radial import bessel_basis, polynomial_cutoff
 
 
@@ -66,6 +66,10 @@ class CACE(nn.Module):
     ValueError
         If an argument is out of its range.
     """
+
+    element_index: Tensor
+    energy_scale: Tensor
+    basis_scale: Tensor
 
     def __init__(
         self,
@@ -128,9 +132,7 @@ class CACE(nn.Module):
         self.receiver = nn.Embedding(len(elements), n_embedding)
         channels = n_radial * n_embedding**2
         # Radial functions differ by rank and by chemical channel: R_{n,cl} in the paper.
-        self.radial = nn.Parameter(
-            torch.randn(max_l + 1, n_embedding, n_bessel, n_radial * n_embedding) / math.sqrt(n_bessel)
-        )
+        self.radial = nn.Parameter(torch.randn(max_l + 1, n_embedding, n_bessel, n_radial * n_embedding))
         kinds = len(invariant_names(max_l, max_nu))
         self.layers = nn.ModuleList(
             _Message(n_features * (t + 1), channels, n_bessel, self.ranks, n_message_channels) for t in range(n_layers)
@@ -138,17 +140,17 @@ class CACE(nn.Module):
         self.invariants = nn.ModuleList(
             _Invariants(kinds * channels, n_features, len(elements)) for _ in range(1 + n_layers)
         )
-        self.linear_energy = nn.Linear(self.n_scalars, 1, bias=False)
+        self.linear_energy = ScaledLinear(self.n_scalars, 1, bias=False)
         widths = [self.n_scalars, *n_hidden]
         hidden: list[nn.Module] = []
         for width_in, width_out in zip(widths[:-1], widths[1:], strict=True):
-            hidden.extend([nn.Linear(width_in, width_out), nn.SiLU()])
-        self.energy = nn.Sequential(*hidden, nn.Linear(widths[-1], 1))
+            hidden.extend([ScaledLinear(width_in, width_out), nn.SiLU()])
+        self.energy = nn.Sequential(*hidden, ScaledLinear(widths[-1], 1))
         self.register_buffer("energy_scale", torch.ones(()))
         self.register_buffer("basis_scale", torch.ones(max_l + 1))
         kinds_v, kinds_t = covariant_counts(max_l, max_nu)
-        self.vectors = nn.Linear(kinds_v * channels, n_vectors, bias=False) if n_vectors else None
-        self.tensors = nn.Linear(kinds_t * channels, n_tensors, bias=False) if n_tensors else None
+        self.vectors = ScaledLinear(kinds_v * channels, n_vectors, bias=False) if n_vectors else None
+        self.tensors = ScaledLinear(kinds_t * channels, n_tensors, bias=False) if n_tensors else None
 
     def config(self) -> dict[str, Any]:
         """Arguments that rebuild the module."""
@@ -165,16 +167,10 @@ class CACE(nn.Module):
         Raises
         ------
         ValueError
-            If the batch has no neighbours or neighbours within less than `cutoff`.
+            If the batch has no neighbours, neighbours within less than `cutoff`, or (seen on the CPU) unknown elements.
         """
-        element = self.element_index[batch.numbers]
-        vectors, others = self._padded_bonds(batch)
-        distances = vectors.square().sum(0).sqrt()
-        envelope = polynomial_cutoff(distances, self.cutoff, self.cutoff_power)
-        radial = bessel_basis(distances, self.cutoff, self.n_bessel) * envelope[..., None]
-        # (components, atoms, slots) → (atoms, components, slots)
-        angular = monomials(vectors / distances, self.max_l).transpose(0, 1).contiguous()
-
+        element = self._elements(batch)
+        radial, angular, others = self._edges(batch)
         basis = self._atomic_basis(radial, angular, element, others)
         wants_covariants = bool(self.n_vectors or self.n_tensors)
         found = products(basis, self.max_nu, wants_covariants and not self.layers)
@@ -201,23 +197,41 @@ class CACE(nn.Module):
         """
         self.energy_scale.fill_(force_scale)
         self.basis_scale.fill_(1.0)
-        element = self.element_index[batch.numbers]
-        vectors, others = self._padded_bonds(batch)
-        distances = vectors.square().sum(0).sqrt()
-        radial = bessel_basis(distances, self.cutoff, self.n_bessel)
-        radial = radial * polynomial_cutoff(distances, self.cutoff, self.cutoff_power)[..., None]
-        angular = monomials(vectors / distances, self.max_l).transpose(0, 1).contiguous()
+        element = self._elements(batch)
+        radial, angular, others = self._edges(batch)
         basis = self._atomic_basis(radial, angular, element, others)
         for rank, part in enumerate(basis):
             self.basis_scale[rank] = 1.0 / part.square().mean().sqrt().clamp(min=1e-6)
         basis = [part * scale for part, scale in zip(basis, self.basis_scale, strict=True)]
-        scalars = []
+        scalars: list[Tensor] = []
         for t, module in enumerate(self.invariants):
             if t:
                 basis = self.layers[t - 1](torch.cat(scalars, dim=-1), basis, radial, angular, others, calibrate=True)
             invariants = products(basis, self.max_nu).invariants
+            assert isinstance(module, _Invariants)
             module.calibrate(invariants)
             scalars.append(module(invariants, element))
+
+    def _elements(self, batch: AtomicBatch) -> Tensor:
+        """Row of each atom in the element embeddings."""
+        element = self.element_index[batch.numbers]
+        # on a GPU the check would wait for the device; there the embedding itself stops on a negative row
+        if element.device.type == "cpu" and bool((element < 0).any()):
+            unknown = sorted(set(batch.numbers[element < 0].tolist()))
+            raise ValueError(
+                f"Atomic numbers {unknown} are not among the model's elements {self._config['elements']}: "
+                "use a model trained on them"
+            )
+        return element
+
+    def _edges(self, batch: AtomicBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Radial (atoms, slots, bessel) and angular (atoms, components, slots) bases, neighbours (atoms, slots)."""
+        vectors, others = self._padded_bonds(batch)
+        distances = vectors.square().sum(0).sqrt()
+        envelope = polynomial_cutoff(distances, self.cutoff, self.cutoff_power)
+        radial = bessel_basis(distances, self.cutoff, self.n_bessel) * envelope[..., None]
+        angular = monomials(vectors / distances, self.max_l).transpose(0, 1).contiguous()
+        return radial, angular, others
 
     def _padded_bonds(self, batch: AtomicBatch) -> tuple[Tensor, Tensor]:
         """Bond vectors (3, atoms, slots) and neighbours (atoms, slots); empty slots hold a vector beyond the cutoff."""
@@ -243,10 +257,11 @@ class CACE(nn.Module):
 
     def _atomic_basis(self, radial: Tensor, angular: Tensor, element: Tensor, others: Tensor) -> list[Tensor]:
         """Return A: one array (components, atoms, channels) per rank."""
-        atoms, slots, n_bessel = radial.shape
+        atoms, _, n_bessel = radial.shape
         sender = _gather(self.sender(element), others)
-        edge = (sender[..., :, None] * radial[..., None, :]).reshape(atoms, slots, -1)
-        summed = torch.bmm(angular, edge).unflatten(-1, (-1, n_bessel))  # (atoms, components, embedding, bessel)
+        edge = (sender[..., :, None] * radial[..., None, :]).flatten(2)
+        summed = torch.bmm(angular, edge)  # (atoms, components, embedding · bessel)
+        summed = summed.unflatten(-1, (sender.shape[-1], n_bessel))
         summed = summed.permute(2, 1, 0, 3)
         receiver = self.receiver(element)
         basis = []
@@ -254,8 +269,10 @@ class CACE(nn.Module):
         for rank, size in enumerate(self.ranks):
             part = summed[:, start : start + size].reshape(summed.shape[0], size * atoms, n_bessel)
             mixed = torch.bmm(part, self.radial[rank] * self.basis_scale[rank])
-            mixed = mixed.unflatten(-1, (self.n_radial, -1)) * receiver.repeat(size, 1)[None, :, None, :]
-            basis.append(mixed.permute(1, 0, 2, 3).reshape(size, atoms, -1))
+            mixed = (
+                mixed.unflatten(-1, (self.n_radial, receiver.shape[-1])) * receiver.repeat(size, 1)[None, :, None, :]
+            )
+            basis.append(mixed.permute(1, 0, 2, 3).flatten(1).unflatten(0, (size, atoms)))
             start += size
         return basis
 
@@ -276,11 +293,13 @@ def _gather(values: Tensor, others: Tensor) -> Tensor:
 class _Invariants(nn.Module):
     """Linear map of the scaled invariants to features, with a bias per element."""
 
+    scale: Tensor
+
     def __init__(self, n_in: int, n_out: int, n_elements: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(n_in, n_out, bias=False)
+        self.linear = ScaledLinear(n_in, n_out, bias=False)
         self.bias = nn.Embedding(n_elements, n_out)
-        self.gate = nn.Linear(n_out, n_out)
+        self.gate = ScaledLinear(n_out, n_out)
         self.register_buffer("scale", torch.ones(n_in))
         nn.init.zeros_(self.bias.weight)
 
@@ -297,16 +316,19 @@ class _Invariants(nn.Module):
 class _Message(nn.Module):
     """One message-passing step: what neighbours' invariants (on the edge basis) and their own A add to an atom's A."""
 
+    content_scale: Tensor
+    carry_scale: Tensor
+
     def __init__(self, n_features: int, channels: int, n_bessel: int, ranks: list[int], n_carried: int) -> None:
         super().__init__()
-        self.content = nn.Linear(n_features, channels)
-        self.filter = nn.Linear(n_bessel, channels, bias=False)
-        self.memory = nn.ModuleList(nn.Linear(channels, channels, bias=False) for _ in ranks)
-        self.from_content = nn.ModuleList(nn.Linear(channels, channels, bias=False) for _ in ranks)
+        self.content = ScaledLinear(n_features, channels)
+        self.filter = ScaledLinear(n_bessel, channels, bias=False)
+        self.memory = nn.ModuleList(ScaledLinear(channels, channels, bias=False) for _ in ranks)
+        self.from_content = nn.ModuleList(ScaledLinear(channels, channels, bias=False) for _ in ranks)
         carried = min(len(ranks), 3) - 1
-        self.carry = nn.ModuleList(nn.Linear(channels, n_carried, bias=False) for _ in range(carried))
-        self.carry_filter = nn.ModuleList(nn.Linear(n_bessel, n_carried, bias=False) for _ in range(carried))
-        self.from_carried = nn.ModuleList(nn.Linear(n_carried, channels, bias=False) for _ in range(carried))
+        self.carry = nn.ModuleList(ScaledLinear(channels, n_carried, bias=False) for _ in range(carried))
+        self.carry_filter = nn.ModuleList(ScaledLinear(n_bessel, n_carried, bias=False) for _ in range(carried))
+        self.from_carried = nn.ModuleList(ScaledLinear(n_carried, channels, bias=False) for _ in range(carried))
         self.register_buffer("content_scale", torch.ones(len(ranks)))
         self.register_buffer("carry_scale", torch.ones(max(carried, 1)))
         self.ranks = ranks
@@ -346,9 +368,11 @@ class _Message(nn.Module):
         own = [linear(basis[rank + 1]) for rank, linear in enumerate(self.carry)]
         rows = torch.cat(own).transpose(0, 1).flatten(1)  # (atoms, components · carried)
         moved = torch.bmm(radial.transpose(1, 2), _gather(rows, others))
-        moved = moved.unflatten(-1, (-1, own[0].shape[-1]))  # (atoms, bessel, components, carried)
+        width = own[0].shape[-1]
+        moved = moved.unflatten(-1, (rows.shape[-1] // width, width))  # (atoms, bessel, components, carried)
         parts = moved.split([self.ranks[rank + 1] for rank in range(len(own))], dim=2)
-        return [
-            (part * linear.weight.t()[:, None, :]).sum(1).transpose(0, 1)
-            for part, linear in zip(parts, self.carry_filter, strict=True)
-        ]
+        mixed = []
+        for part, linear in zip(parts, self.carry_filter, strict=True):
+            assert isinstance(linear, ScaledLinear)
+            mixed.append((part * linear.scaled_weight.t()[:, None, :]).sum(1).transpose(0, 1))
+        return mixed

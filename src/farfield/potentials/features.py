@@ -30,7 +30,7 @@ class Features:
     energy: Float[Tensor, " systems"]
     scalars: Float[Tensor, "atoms features"]
     vectors: Float[Tensor, "atoms channels 3"] | None = None
-    tensors: Float[Tensor, "atoms channels 3 3"] | None = None
+    tensors: Float[Tensor, "atoms tensor_channels 3 3"] | None = None
 
 
 @runtime_checkable

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from farfield.potentials.linear import ScaledLinear
+
 
 class ChargeHead(nn.Module):
     """Latent charge of each atom: a linear map plus a perceptron of its invariant features.
@@ -39,11 +41,11 @@ class ChargeHead(nn.Module):
     ) -> None:
         super().__init__()
         width = scalars + vectors + tensors + inputs
-        self.linear = nn.Linear(width, outputs, bias=False)
+        self.linear = ScaledLinear(width, outputs, bias=False)
         layers: list[nn.Module] = []
         for n_in, n_out in zip([width, *n_hidden], n_hidden, strict=False):
-            layers.extend([nn.Linear(n_in, n_out), nn.SiLU()])
-        self.perceptron = nn.Sequential(*layers, nn.Linear(n_hidden[-1] if n_hidden else width, outputs))
+            layers.extend([ScaledLinear(n_in, n_out), nn.SiLU()])
+        self.perceptron = nn.Sequential(*layers, ScaledLinear(n_hidden[-1] if n_hidden else width, outputs))
         self.scale = scale
 
     def forward(
@@ -70,7 +72,7 @@ class VectorHead(nn.Module):
 
     def __init__(self, scalars: int, vectors: int, *, scale: float = 0.1) -> None:
         super().__init__()
-        self.gate = nn.Sequential(nn.Linear(scalars, vectors), nn.SiLU(), nn.Linear(vectors, vectors))
+        self.gate = nn.Sequential(ScaledLinear(scalars, vectors), nn.SiLU(), ScaledLinear(vectors, vectors))
         self.scale = scale
 
     def forward(
@@ -85,7 +87,7 @@ class TensorHead(nn.Module):
 
     def __init__(self, scalars: int, tensors: int, *, scale: float = 0.1) -> None:
         super().__init__()
-        self.gate = nn.Sequential(nn.Linear(scalars, tensors), nn.SiLU(), nn.Linear(tensors, tensors))
+        self.gate = nn.Sequential(ScaledLinear(scalars, tensors), nn.SiLU(), ScaledLinear(tensors, tensors))
         self.scale = scale
 
     def forward(

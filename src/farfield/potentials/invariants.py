@@ -1,7 +1,7 @@
 """Symmetrized products of Cartesian atomic bases: the rotation-invariant features of CACE (arXiv 2402.07472, eq. 8–12).
 
 The atomic basis is held component first, an array per order: a (1, …), v (3, …), t (6, …), o (10, …), the unique
-components of symmetric tensors of rank 0 to 3 in lexicographic order (xx, xy, xz, yy, yz, zz, …). With the components in
+components of symmetric tensors of rank 0 to 3 in lexicographic order (xx, xy, xz, yy, yz, zz, …). With them in
 front every contraction is a sum of products of long contiguous rows, which is what a CPU does best, and intermediate
 contractions (t·v, o:t, o:o …) are shared by all the products that need them.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
@@ -15,9 +15,6 @@ from farfield.electrostatics.coulomb import Coulomb
 from farfield.electrostatics.multipoles import Multipoles
 from farfield.potentials.features import Features
 from farfield.potentials.heads import ChargeHead, TensorHead, VectorHead
-
-#: How the total charge of a system enters the model.
-TotalCharge = Literal["constraint", "feature"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +71,7 @@ class LongRange(nn.Module):
         quadrupoles: bool = False,
         smearing: float = 1.0,
         accuracy: float = 1e-4,
-        total_charge: TotalCharge | None = None,
+        total_charge: str | None = None,
         learned_weights: bool = False,
         epsilon_infinity: float = 1.0,
         n_hidden: Sequence[int] = (32, 16),
