@@ -131,7 +131,7 @@ class Dataset:
             yield collate(self.samples[start : start + size])
 
 
-def _lookup(atoms: Atoms, names: Sequence[str]) -> np.ndarray | float | None:
+def _lookup(atoms: Atoms, names: Sequence[str]) -> Any:
     results = atoms.calc.results if atoms.calc is not None else {}
     for name in names:
         for place in (results, atoms.info, atoms.arrays):
@@ -159,7 +159,7 @@ def _label(value: Any, quantity: str, n_atoms: int, factor: float, conventions: 
         array = np.swapaxes(array, 1, 2)
     if quantity == "stress" and conventions.stress == "compressive":
         array = -array
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    tensor = torch.tensor(array)
     return tensor if LABEL_SHAPES[quantity][:1] == (-1,) else tensor[None]
 
 

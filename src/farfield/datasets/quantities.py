@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from farfield.units import BOHR, DEBYE, HARTREE
 
@@ -137,11 +137,11 @@ class Units(_Strict):
     charges: str = OWN_UNITS["charges"]
     born_charges: str = OWN_UNITS["born_charges"]
 
-    @field_validator("*")
-    @classmethod
-    def _known(cls, value: str, info: ValidationInfo) -> str:
-        conversion(value, str(info.field_name))
-        return value
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        for quantity in OWN_UNITS:
+            self.factor(quantity)
+        return self
 
     def factor(self, quantity: str) -> float:
         """Factor that turns a value of the file into farfield's unit."""

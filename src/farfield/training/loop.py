@@ -178,7 +178,11 @@ class Trainer:
                     self.module.sums = self.sums
                     self.sampler.set_epoch(self.epoch, self.batch)
                     for indices in self.sampler:
-                        self.train_step(indices, parameters)
+                        try:
+                            self.train_step(indices, parameters)
+                        except ValueError:
+                            self.check_finite()  # weights that are NaN are the cause, and what can be helped
+                            raise
                         self.batch += 1
                         self.step += 1
                         self.report.batch(self.epoch, self.batch)

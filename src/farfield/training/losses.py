@@ -72,6 +72,10 @@ def errors_of(prediction: Any, labels: dict[str, Tensor], counts: Tensor, parts:
 
     Total energies are compared in float64, before any rounding: they are 10⁵ times what is to be resolved.
     """
+    for part in ("energy", *parts):
+        got, wanted = getattr(prediction, part).shape, labels[part].shape
+        if got != wanted:  # broadcasting would make a wrong loss of it without a word
+            raise ValueError(f"the {part} of the prediction has shape {tuple(got)}, but its label {tuple(wanted)}")
     energy = (prediction.energy.double() - labels["energy"].double()) / counts.double()
     return Errors(
         energy=energy,

@@ -7,6 +7,7 @@ import copy
 import difflib
 import types
 import typing
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def _allowed_keys(location: tuple[int | str, ...]) -> list[str]:
     return sorted(model.model_fields)
 
 
-def did_you_mean(word: str, known: typing.Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return a hint at the known words nearest to ``word``, or nothing."""
     near = difflib.get_close_matches(word, list(known), n=2, cutoff=0.5)
     return f" Did you mean {' or '.join(repr(item) for item in near)}?" if near else ""
@@ -60,9 +61,9 @@ def _explain(error: ValidationError) -> str:
             expected = problem.get("ctx", {}).get("expected")
             if isinstance(value, str) and isinstance(expected, str):
                 hint = did_you_mean(value, expected.replace(" or ", ", ").replace("'", "").split(", "))
-            message = problem["msg"].removeprefix("Value error, ")
+            message = problem["msg"].removeprefix("Value error, ").rstrip(".")
             given = f" (is {value!r})" if isinstance(value, str | int | float | bool | type(None)) else ""
-            lines.append(f"{key or 'configuration'}{given}: {message}.{hint}".replace("..", "."))
+            lines.append(f"{key or 'configuration'}{given}: {message}.{hint}")
     return "\n".join(lines)
 
 
@@ -82,7 +83,7 @@ def parse_config(values: dict[str, Any], source: str = "configuration") -> Train
         raise ConfigError(f"{source} is not valid:\n{_explain(error)}") from error
 
 
-def apply_overrides(values: dict[str, Any], overrides: typing.Sequence[str]) -> dict[str, Any]:
+def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Set keys of a nested mapping from strings such as ``optimizer.learning_rate=0.01``; values are YAML.
 
     Raises
@@ -121,7 +122,7 @@ def apply_overrides(values: dict[str, Any], overrides: typing.Sequence[str]) -> 
     return values
 
 
-def read_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> TrainingConfig:
+def read_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainingConfig:
     """Read a YAML configuration; ``overrides`` such as ``epochs=10`` are applied before it is checked.
 
     Raises
