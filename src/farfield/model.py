@@ -251,7 +251,7 @@ class Model:
         total_charge: float | str | None = None,
         epsilon_infinity: float | None = None,
         harmonics: int = DEFAULT_HARMONICS,
-        fit: Literal["flat", "radius"] = "flat",
+        fit: Literal["flat", "radius"] = "radius",
         mean: Literal["detached", "attached"] = "detached",
         sum_rule: bool = False,
         origin: Literal["zero", "centre"] = "zero",

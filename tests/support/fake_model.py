@@ -14,7 +14,7 @@ class FakeModel(nn.Module):
     """Charges and dipoles that neighbours within a short cutoff induce, on top of one charge for each element.
 
     With ``layers=2`` charges also feel the neighbours' neighbours. ``constraint`` moves the charges evenly to the total
-    charge of the batch.
+    charge of the batch. ``pairwise`` charges are only passed on from one atom to another, and so add up to zero.
     """
 
     def __init__(
@@ -24,6 +24,7 @@ class FakeModel(nn.Module):
         layers: int = 1,
         dipoles: bool = True,
         constraint: bool = False,
+        pairwise: bool = False,
         strength: float = 0.3,
     ) -> None:
         super().__init__()
@@ -31,6 +32,7 @@ class FakeModel(nn.Module):
         self.layers = layers
         self.with_dipoles = dipoles
         self.constraint = constraint
+        self.pairwise = pairwise
         self.strength = nn.Parameter(torch.tensor(strength, dtype=torch.float64))
         number = torch.arange(119, dtype=torch.float64)
         self.register_buffer("element_charge", 0.4 * torch.sin(0.7 * number + 0.3))
@@ -49,12 +51,13 @@ class FakeModel(nn.Module):
         vectors = bond_vectors(batch)
         x = vectors.norm(dim=1) / self.cutoff
         weight = torch.where(x < 1, (1 - x**2).clamp(min=0) ** 4, torch.zeros_like(x))
-        own = self.element_charge[batch.numbers].to(vectors)
+        own = self.element_charge[batch.numbers].to(vectors) * (0.0 if self.pairwise else 1.0)
         giving = self.giving[batch.numbers].to(vectors)
         strength = self.strength.to(vectors)
         charges = own
         for _ in range(self.layers):
-            message = strength * weight * (giving[pairs.j] - 0.5 * giving[pairs.i] + charges[pairs.j] ** 2)
+            gift = giving[pairs.j] - (1.0 if self.pairwise else 0.5) * giving[pairs.i]
+            message = strength * weight * (gift if self.pairwise else gift + charges[pairs.j] ** 2)
             charges = own + torch.zeros_like(own).index_add(0, pairs.i, message)
         if self.constraint:
             assert batch.total_charge is not None

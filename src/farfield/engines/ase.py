@@ -77,7 +77,7 @@ class Calculator(AseCalculator):
         total_charge: float | None = None,
         epsilon_infinity: float | None = None,
         harmonics: int = DEFAULT_HARMONICS,
-        fit: Literal["flat", "radius"] = "flat",
+        fit: Literal["flat", "radius"] = "radius",
         mean: Literal["detached", "attached"] = "detached",
         sum_rule: bool = False,
         device: torch.device | str | None = None,

@@ -34,7 +34,7 @@ def born_charges(
     batch: AtomicBatch,
     *,
     harmonics: int = DEFAULT_HARMONICS,
-    fit: Literal["flat", "radius"] = "flat",
+    fit: Literal["flat", "radius"] = "radius",
     mean: Literal["detached", "attached"] = "detached",
     scale: Scale = 1.0,
     sum_rule: bool = False,
@@ -54,8 +54,8 @@ def born_charges(
     harmonics
         Number of lattice harmonics that stand for the displacement along periodic axes; 1 is the published formula.
     fit
-        ``"flat"``: the maximally flat combination; ``"radius"``: coefficients fitted on the model's receptive radius,
-        better where that comes close to half the cell.
+        ``"radius"``: coefficients fitted on the model's receptive radius; ``"flat"``: the maximally flat combination,
+        which needs about twice as many harmonics. With one harmonic both are the published formula.
     mean
         Whether the residual charge (Σq − Q_tot)/N of a periodic system is differentiated. ``"detached"``, because its
         derivative spreads over the whole cell, where displacements have no meaning; ``"attached"`` with one harmonic
@@ -97,7 +97,7 @@ def forces_in_field(
     field: Float[Tensor, "systems 3"] | Float[Tensor, "3"],
     *,
     harmonics: int = DEFAULT_HARMONICS,
-    fit: Literal["flat", "radius"] = "flat",
+    fit: Literal["flat", "radius"] = "radius",
     mean: Literal["detached", "attached"] = "detached",
     scale: Scale = 1.0,
     create_graph: bool = False,
@@ -160,8 +160,8 @@ def check_receptive_radius(model: MultipoleModel, batch: AtomicBatch) -> None:
     warnings.warn(
         f"the model's receptive radius of {radius:.2f} Å is more than half of the smallest perpendicular height of "
         f"system {worst} ({smallest:.2f} Å): its Born charges are approximate. Replicate that cell "
-        f"{math.ceil(2 * radius / smallest)} times along its short axes for exact ones, or take `fit='radius'` and "
-        "compare a few values of `harmonics`.",
+        f"{math.ceil(2 * radius / smallest)} times along its short axes for exact ones, or compare a few values of "
+        "`harmonics`.",
         UserWarning,
         stacklevel=3,
     )
@@ -222,7 +222,7 @@ def _contracted(
         terms = [product(outputs, [head[d] for head in heads]) for d in range(directions.shape[0])]
         result = result + torch.stack(terms)
     if any_periodic:
-        if fit == "radius":
+        if fit == "radius" and harmonics > 1:
             coefficients = fitted_coefficients(harmonics, model.receptive_radius / perpendicular_heights(frames))
         else:
             coefficients = flat.to(frames.device).expand(batch.n_systems, 3, harmonics)

@@ -45,9 +45,15 @@ def flat_coefficients(harmonics: int) -> Float[Tensor, " harmonics"]:
 
 
 def fitted_coefficients(
-    harmonics: int, reach: Float[Tensor, " *shape"], points: int = 128
+    harmonics: int, reach: Float[Tensor, " *shape"], points: int = 96
 ) -> Float[Tensor, "*shape harmonics"]:
-    """Coefficients by least squares on |s| ≤ ``reach``: better than the flat ones when the receptive field is wide.
+    """Coefficients by weighted least squares on |s| ≤ ``reach``: in small cells as good as many more flat ones.
+
+    The *relative* error of the displacement is minimized with the weight (1 − t²)⁸, t = s/reach, because charges
+    respond to near atoms much more than to those at the edge of the receptive field. Against Born charges of
+    supercells this
+    fit is better than, or as good as, the flat combination of the same length for receptive fields of one and of
+    two layers; fits without it are worse for two.
 
     Parameters
     ----------
@@ -71,14 +77,16 @@ def fitted_coefficients(
     """
     _check(harmonics)
     reach = reach.to(torch.float64).clamp(0.02, 0.48)
-    # Gauss–Chebyshev points crowd at the edge, where the error of a plain fit would be largest.
-    grid = torch.sin(0.5 * math.pi * (torch.arange(points, dtype=torch.float64) + 0.5) / points).to(reach.device)
-    phase = 2.0 * math.pi * reach[..., None] * grid
+    t = ((torch.arange(points, dtype=torch.float64) + 0.5) / points).to(reach.device)
+    weight = (1.0 - t**2) ** 4 / t
+    phase = 2.0 * math.pi * reach[..., None] * t
     m = torch.arange(1, harmonics + 1, dtype=torch.float64, device=reach.device)
     basis = torch.sin(phase[..., None] * m) / m
-    # The columns are nearly dependent for a small reach; the pseudo-inverse keeps the coefficients tame there.
-    solution = torch.linalg.pinv(basis, rtol=1e-12) @ phase[..., None]
-    return solution[..., 0]
+    # Fit what the flat combination leaves: the columns are nearly dependent for a small reach, where nothing is left.
+    flat = flat_coefficients(harmonics).to(reach.device)
+    rest = phase - basis @ flat
+    correction = torch.linalg.pinv(weight[:, None] * basis, rtol=1e-12) @ (weight * rest)[..., None]
+    return flat + correction[..., 0]
 
 
 def _check(harmonics: int) -> None:
