@@ -233,7 +233,23 @@ class DecayConfig(_Strict):
 
 
 class OptimizerConfig(_Strict):
-    """Adam or AdamW."""
+    """The optimizer, its learning rate, and the average of the weights.
+
+    Attributes
+    ----------
+    kind, weight_decay, amsgrad, betas
+        Adam or AdamW and their parameters.
+    learning_rate
+        Highest learning rate, reached after the warm-up.
+    warmup_steps
+        Steps over which the learning rate rises to that.
+    decay
+        How it falls from there.
+    clip
+        Largest norm of the gradient; longer ones are shortened. null: none.
+    ema
+        Decay per step of the exponential average of the weights, which is what is validated and kept. null: none.
+    """
 
     kind: Literal["adam", "adamw"] = "adam"
     learning_rate: float = Field(default=5e-3, gt=0)
@@ -285,8 +301,14 @@ class TrainingConfig(_Strict):
     accelerator, devices
         Where to train, in Lightning's words; several devices share each epoch (DDP), so that the effective batch is
         ``devices × batch_size``.
-    description
-        Goes into the model's card.
+    description, licence
+        Go into the model's card; the licence is that of the training data.
+    validation_batch_size
+        Systems per batch in validation: changes its speed only.
+    output
+        Directory of all runs.
+    data, model, loss, optimizer, stop
+        See there. ``stop`` null: no early stopping.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
