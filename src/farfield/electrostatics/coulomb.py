@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +21,9 @@ from farfield.electrostatics.checks import (
     check_multipole_shapes,
     check_multipole_values,
 )
-from farfield.electrostatics.cutoff import reduced_cutoff, self_factors
-from farfield.electrostatics.ewald import EwaldGeometry
 from farfield.electrostatics.multipoles import Multipoles
-from farfield.electrostatics.open_sum import OpenGeometry
-from farfield.electrostatics.plan import CoulombPlan, EwaldGroup, OpenGroup, make_plan
-from farfield.units import COULOMB_CONSTANT
+from farfield.electrostatics.operator import CoulombOperator, multipole_order, pair_energies
+from farfield.electrostatics.plan import CoulombPlan, make_plan
 
 _BACKGROUNDS = ("gaussian", "point")
 _METHODS = ("auto", "open", "ewald")
@@ -38,8 +38,6 @@ class CoulombResult:
     ----------
     energy
         Energy of each system (eV), shape (systems,), float64.
-    atom_energies
-        Share of each atom (eV), shape (atoms,); they sum to the energy.
     potential
         ∂E/∂q: potential of the other atoms at each atom (V), shape (atoms,). None with ``outputs="energy"``.
     field
@@ -49,15 +47,15 @@ class CoulombResult:
     """
 
     energy: Float[Tensor, " systems"]
-    atom_energies: Float[Tensor, " atoms"]
     potential: Float[Tensor, " atoms"] | None = None
     field: Float[Tensor, "atoms 3"] | None = None
     field_gradient: Float[Tensor, "atoms 3 3"] | None = None
+    _find_atom_energies: Callable[[], Tensor] = dataclasses.field(kw_only=True, repr=False)
 
-
-def _traceless(matrix: Tensor) -> Tensor:
-    trace = matrix.diagonal(dim1=-2, dim2=-1).sum(-1)
-    return matrix - torch.eye(3, dtype=matrix.dtype, device=matrix.device) * (trace / 3.0)[..., None, None]
+    @functools.cached_property
+    def atom_energies(self) -> Float[Tensor, " atoms"]:
+        """Share of each atom (eV), shape (atoms,); they sum to the energy. Found when first asked for."""
+        return self._find_atom_energies()
 
 
 class Coulomb:
@@ -157,80 +155,30 @@ class Coulomb:
                     f"`plan` was prepared for {plan.n_atoms} atoms in {plan.n_systems} systems but the batch has {batch.n_atoms} "
                     f"in {batch.n_systems}: call prepare(batch) again"
                 )
-        charges, dipoles, quadrupoles = multipoles.charges, multipoles.dipoles, multipoles.quadrupoles
-        order = 2 if quadrupoles is not None else 1 if dipoles is not None else 0
-        levels = 3 if outputs == "all" else order + 1
-
-        parts = [self._group(group, batch, charges, dipoles, quadrupoles, order, levels) for group in plan.groups]
-
-        def collect(index: int) -> Tensor | None:
-            values = [part[index] for part in parts]
-            if not values:
-                return charges.new_zeros((0, *[3] * index))
-            if values[0] is None:
-                return None
-            joined = values[0] if len(values) == 1 else torch.cat(values)
-            return joined if plan.order is None else joined.index_select(0, plan.order)
-
-        potential, gradient, second = collect(0), collect(1), collect(2)
-        atom_energies = charges * potential
-        if dipoles is not None:
-            atom_energies = atom_energies + (dipoles * gradient).sum(-1)
-        if quadrupoles is not None:
-            atom_energies = atom_energies + 0.5 * (quadrupoles * second).sum((-2, -1))
-        atom_energies = 0.5 * atom_energies
-        energy = batch.sum_over_atoms(atom_energies)
+        order = multipole_order(multipoles)
         if outputs == "energy":
-            return CoulombResult(energy=energy, atom_energies=atom_energies)
+            operator = self._operator(batch, plan, order, order + 1)
+            return CoulombResult(
+                energy=operator.energy(multipoles),
+                _find_atom_energies=lambda: pair_energies(multipoles, *operator.potential(multipoles)),
+            )
+        potential, gradient, second = self._operator(batch, plan, order, 3).potential(multipoles)
+        atom_energies = pair_energies(multipoles, potential, gradient, second)
         return CoulombResult(
-            energy=energy,
-            atom_energies=atom_energies,
+            energy=batch.sum_over_atoms(atom_energies),
             potential=potential,
-            field=-gradient,
-            field_gradient=-second,
+            field=None if gradient is None else -gradient,
+            field_gradient=None if second is None else -second,
+            _find_atom_energies=lambda: atom_energies,
         )
 
-    def _group(
-        self,
-        group: OpenGroup | EwaldGroup,
-        batch: AtomicBatch,
-        charges: Tensor,
-        dipoles: Tensor | None,
-        quadrupoles: Tensor | None,
-        order: int,
-        levels: int,
-    ) -> list[Tensor | None]:
-        """Potential, gradient and traceless second derivatives at the atoms of one group, by the self-interaction rule."""
-        pad = group.padding
-        positions = pad.gather(batch.positions)
-        q = pad.gather(charges)
-        u = None if dipoles is None else pad.gather(dipoles)
-        t = None if quadrupoles is None else pad.gather(quadrupoles)
-        sigma = group.smearing.to(q.dtype)[:, None]
-        if isinstance(group, OpenGroup):
-            geometry = OpenGeometry(positions, group.smearing, order + levels - 1)
-            value, gradient, second = geometry.potential(q, u, t, levels)
-            share = (1.0, 1.0, 1.0) if self.self_interaction else None
-        else:
-            cell = batch.cell.index_select(0, pad.systems)
-            cutoff = reduced_cutoff(self.accuracy, order)
-            ewald = EwaldGeometry(
-                positions, cell, group.basis, group.smearing, group.ranges[order], cutoff, order + 1, levels
-            )
-            value, gradient, second = ewald.potential(ewald.structure(q, u, t))
-            if self.background == "point":
-                volume = torch.linalg.det(cell.double()).abs()
-                shift = (-2.0 * math.pi * COULOMB_CONSTANT * group.smearing**2 / volume).to(q.dtype)
-                value = value + (shift * q.sum(1))[:, None]
-            share = None if self.self_interaction else tuple(-f for f in self_factors(self.accuracy, order))
-        if second is not None:
-            second = _traceless(second)
-        if share is not None:
-            # E_self = k_e/√(2π) [q²/σ + u²/3σ³ + Q:Q/10σ⁵]; these are its derivatives in q, u and, as ∇∇φ, twice in Q.
-            unit = 2.0 * COULOMB_CONSTANT / math.sqrt(2.0 * math.pi)
-            value = value + share[0] * unit * q / sigma
-            if u is not None and gradient is not None:
-                gradient = gradient + (share[1] * unit / 3.0) * u / sigma[..., None] ** 3
-            if t is not None and second is not None:
-                second = second + (share[2] * unit / 5.0) * t / sigma[..., None, None] ** 5
-        return [None if block is None else pad.release(block) for block in (value, gradient, second)]
+    def _operator(self, batch: AtomicBatch, plan: CoulombPlan, order: int, levels: int) -> CoulombOperator:
+        return CoulombOperator(
+            batch,
+            plan,
+            order=order,
+            levels=levels,
+            accuracy=self.accuracy,
+            background=self.background,
+            self_interaction=self.self_interaction,
+        )

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from farfield.electrostatics.cutoff import switch
+from farfield.electrostatics.trilinear import triple_contract, triple_sum
 from farfield.units import INVERSE_TWO_EPSILON_0
 
 #: Signs (σ₂, σ₃) of h₂ and h₃ in the four octants with h₁ ≥ 0.
@@ -90,41 +91,49 @@ def reciprocal_weights(cell: Tensor, smearing: Tensor, ranges: tuple[int, int, i
     return weight.reshape(len(cell), 4, -1) * count
 
 
-def _axis_tables(fractional: Tensor, highest: int, levels: int, dtype: torch.dtype) -> Tensor:
-    """Tables (members, atoms, levels, 2(n+1)): cos 2πhs, sin 2πhs for h = 0…n and their derivatives in s."""
-    frequencies = torch.arange(highest + 1, dtype=fractional.dtype, device=fractional.device) * (2.0 * math.pi)
+def _axis_tables(fractional: Tensor, ranges: tuple[int, int, int], levels: int, dtype: torch.dtype) -> list[Tensor]:
+    """For each axis cos 2πhs and sin 2πhs, h = 0…n, and derivatives in s: (members, atoms, levels, 2(n+1))."""
+    frequencies = torch.arange(max(ranges) + 1, dtype=fractional.dtype, device=fractional.device) * (2.0 * math.pi)
     angle = fractional[..., None] * frequencies
-    cosine, sine = torch.cos(angle).to(dtype), torch.sin(angle).to(dtype)
     frequencies = frequencies.to(dtype)
-    tables = [torch.cat((cosine, sine), -1)]
+    wave = torch.stack((torch.cos(angle), torch.sin(angle)), -2).to(dtype)
+    rows = [wave]
     if levels > 1:
-        tables.append(torch.cat((-frequencies * sine, frequencies * cosine), -1))
+        cosine, sine = wave.unbind(-2)
+        rows.append(torch.stack((-frequencies * sine, frequencies * cosine), -2))
     if levels > 2:
-        tables.append(torch.cat((-(frequencies**2) * cosine, -(frequencies**2) * sine), -1))
-    return torch.stack(tables, 2)
+        rows.append(-(frequencies**2) * wave)
+    table = torch.stack(rows, 3)
+    return [table[:, :, axis, :, :, : n + 1].flatten(3) for axis, n in enumerate(ranges)]
 
 
-def _fractional_moments(
-    charges: Tensor, dipoles: Tensor | None, quadrupoles: Tensor | None, inverse: Tensor, levels: int
-) -> Tensor:
+def _fractional_multipoles(
+    dipoles: Tensor | None, quadrupoles: Tensor | None, inverse: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """Dipoles and quadrupoles in fractional coordinates, so that u·∇ and Q:∇∇ act on s."""
+    u = None if dipoles is None else dipoles @ inverse
+    q = None if quadrupoles is None else inverse.mT[:, None] @ quadrupoles @ inverse[:, None]
+    return u, q
+
+
+def _moments(charges: Tensor, dipoles: Tensor | None, quadrupoles: Tensor | None, levels: int) -> Tensor:
     """Coefficients M[p₃, p₁, p₂] of ∂₁^p₁ ∂₂^p₂ ∂₃^p₃ in L, shape (members, atoms, levels, levels, levels)."""
     zero = torch.zeros_like(charges)
-    if levels == 1:
-        return charges[..., None, None, None]
-    u = torch.zeros_like(charges[..., None].expand(*charges.shape, 3)) if dipoles is None else dipoles @ inverse
-    if levels == 2:
-        rows = [charges, u[..., 1], u[..., 0], zero, u[..., 2], zero, zero, zero]
-        return torch.stack(rows, -1).reshape(*charges.shape, 2, 2, 2)
-    if quadrupoles is None:
-        q = torch.zeros_like(charges[..., None, None].expand(*charges.shape, 3, 3))
-    else:
-        q = inverse.mT[:, None] @ quadrupoles @ inverse[:, None]
-        q = 0.5 * (q + q.mT)
-    table = [zero] * 27
-    table[0], table[1], table[3], table[9] = charges, u[..., 1], u[..., 0], u[..., 2]
-    table[6], table[2], table[18] = 0.5 * q[..., 0, 0], 0.5 * q[..., 1, 1], 0.5 * q[..., 2, 2]
-    table[4], table[12], table[10] = q[..., 0, 1], q[..., 0, 2], q[..., 1, 2]
-    return torch.stack(table, -1).reshape(*charges.shape, 3, 3, 3)
+    table = [zero] * levels**3
+
+    def put(value: Tensor, p1: int, p2: int, p3: int) -> None:
+        table[(p3 * levels + p1) * levels + p2] = value
+
+    put(charges, 0, 0, 0)
+    if dipoles is not None:
+        for axis, power in enumerate(((1, 0, 0), (0, 1, 0), (0, 0, 1))):
+            put(dipoles[..., axis], *power)
+    if quadrupoles is not None:
+        for a, b, power in ((0, 1, (1, 1, 0)), (0, 2, (1, 0, 1)), (1, 2, (0, 1, 1))):
+            put(0.5 * (quadrupoles[..., a, b] + quadrupoles[..., b, a]), *power)
+        for axis, power in enumerate(((2, 0, 0), (0, 2, 0), (0, 0, 2))):
+            put(0.5 * quadrupoles[..., axis, axis], *power)
+    return torch.stack(table, -1).unflatten(-1, (levels, levels, levels))
 
 
 class EwaldGeometry:
@@ -170,56 +179,52 @@ class EwaldGeometry:
         self.inverse = inverse.to(dtype)
         self.weights = reciprocal_weights(reduced, smearing, ranges, reduced_cutoff).to(dtype)
         levels = max(source_levels, field_levels)
-        self.x, self.y, self.z = (_axis_tables(fractional[..., a], ranges[a], levels, dtype) for a in range(3))
+        self.x, self.y, self.z = _axis_tables(fractional, ranges, levels, dtype)
         self.octants = torch.tensor(_octant_matrix(), dtype=dtype, device=positions.device)
-        self._shape = tuple(2 * (n + 1) for n in ranges)
+        self._grid = tuple(n + 1 for n in ranges)
 
     def structure(self, charges: Tensor, dipoles: Tensor | None, quadrupoles: Tensor | None) -> Tensor:
         """Re S and Im S in the four octants, shape (members, 8, k), of padded multipoles (members, slots, …)."""
         levels = self.source_levels
-        members, slots = charges.shape
-        n1, n2, n3 = self._shape
         x, y, z = (table[:, :, :levels] for table in (self.x, self.y, self.z))
-        moments = _fractional_moments(charges, dipoles, quadrupoles, self.inverse, levels)
         if levels == 1:
-            plane = (x * charges[..., None, None]).reshape(members, slots, n1, 1) * y.reshape(members, slots, 1, n2)
+            a, b = x * charges[..., None, None], y
         else:
-            plane = x.mT[:, :, None] @ (moments @ y[:, :, None])
-        plane = plane.reshape(members, slots * levels, n1 * n2)
-        product = plane.mT @ z.reshape(members, slots * levels, n3)
-        product = product.reshape(members, 2, n1 // 2, 2, n2 // 2, 2, n3 // 2).permute(0, 1, 3, 5, 2, 4, 6)
-        return self.octants @ product.reshape(members, 8, -1)
+            u, q = _fractional_multipoles(dipoles, quadrupoles, self.inverse)
+            # Items are (atom, p₃), the rank is p₁.
+            b = (_moments(charges, u, q, levels) @ y[:, :, None]).flatten(1, 2)
+            a = x[:, :, None].expand(-1, -1, levels, -1, -1).flatten(1, 2)
+        product = triple_sum(a, b, z.flatten(1, 2))
+        n1, n2, n3 = self._grid
+        product = product.reshape(-1, 2, n3, 2, n1, 2, n2).permute(0, 3, 5, 1, 4, 6, 2)
+        return self.octants @ product.reshape(len(x), 8, -1)
 
     def energy(self, structure: Tensor) -> Tensor:
         """Energy of each member (eV), float64, self-interaction included, shape (members,)."""
         density = structure[:, :4] ** 2 + structure[:, 4:] ** 2
-        return (self.weights * density).sum(2).double().sum(1)
+        return (self.weights * density).sum((1, 2), dtype=torch.float64)
 
     def potential(self, structure: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Potential (members, slots), its gradient (…, 3) and second derivatives (…, 3, 3), self-interaction included."""
+        """Potential (members, slots), its gradient and second derivatives, self-interaction included."""
         levels = self.field_levels
         members, slots = self.x.shape[:2]
-        n1, n2, n3 = self._shape
-        x, y, z = (table[:, :, :levels] for table in (self.x, self.y, self.z))
+        n1, n2, n3 = self._grid
         weights = 2.0 * torch.cat((self.weights, self.weights), 1)
-        adjoint = self.octants.mT @ (weights * structure)
-        adjoint = adjoint.reshape(members, 2, 2, 2, n1 // 2, n2 // 2, n3 // 2).permute(0, 3, 6, 1, 4, 2, 5)
-        plane = z.reshape(members, slots * levels, n3) @ adjoint.reshape(members, n3, n1 * n2)
-        plane = plane.reshape(members, slots, levels, n1, n2)
-        # derivatives[p₃, p₁, p₂]
-        derivatives = (x[:, :, None] @ plane) @ y.mT[:, :, None]
-        value = derivatives[..., 0, 0, 0]
+        adjoint = (self.octants.mT @ (weights * structure)).reshape(members, 2, 2, 2, n1, n2, n3)
+        adjoint = adjoint.permute(0, 3, 6, 1, 4, 2, 5).reshape(members, 2 * n3, 4 * n1 * n2)
+        # Items are (atom, p₃), the rank is p₂; the derivatives come out as d[p₁, p₃, p₂].
+        y = self.y[:, :, None, :levels].expand(-1, -1, levels, -1, -1).flatten(1, 2)
+        columns = triple_contract(adjoint, y, self.z[:, :, :levels].flatten(1, 2))
+        columns = columns.reshape(members, slots, levels * levels, 2 * n1)
+        d = (self.x[:, :, :levels] @ columns.mT).unflatten(-1, (levels, levels))
+        value = d[..., 0, 0, 0]
         gradient = second = None
         if levels > 1:
-            d = derivatives
-            fractional = torch.stack((d[..., 0, 1, 0], d[..., 0, 0, 1], d[..., 1, 0, 0]), -1)
-            gradient = fractional @ self.inverse.mT
+            first = torch.stack((d[..., 1, 0, 0], d[..., 0, 0, 1], d[..., 0, 1, 0]), -1)
+            gradient = first @ self.inverse.mT
         if levels > 2:
-            rows = [
-                d[..., 0, 2, 0], d[..., 0, 1, 1], d[..., 1, 1, 0],
-                d[..., 0, 1, 1], d[..., 0, 0, 2], d[..., 1, 0, 1],
-                d[..., 1, 1, 0], d[..., 1, 0, 1], d[..., 2, 0, 0],
-            ]  # fmt: skip
-            matrix = torch.stack(rows, -1).reshape(members, slots, 3, 3)
+            xx, yy, zz = d[..., 2, 0, 0], d[..., 0, 0, 2], d[..., 0, 2, 0]
+            xy, xz, yz = d[..., 1, 0, 1], d[..., 1, 1, 0], d[..., 0, 1, 1]
+            matrix = torch.stack((xx, xy, xz, xy, yy, yz, xz, yz, zz), -1).unflatten(-1, (3, 3))
             second = self.inverse[:, None] @ matrix @ self.inverse.mT[:, None]
         return value, gradient, second

@@ -1,0 +1,231 @@
+r"""The linear, self-adjoint operator A from multipoles to the potential they make at the atoms, E = ½⟨m, A m⟩.
+
+Everything that depends on positions and cells alone is made once, when the operator is built, and reused for each set of
+multipoles it is applied to. What a response or a self-consistent solution needs is this class; `Coulomb` wraps it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from farfield.atoms.batch import AtomicBatch
+from farfield.electrostatics.cutoff import reduced_cutoff, self_factors
+from farfield.electrostatics.ewald import EwaldGeometry
+from farfield.electrostatics.multipoles import Multipoles
+from farfield.electrostatics.open_charges import open_charge_energy
+from farfield.electrostatics.open_sum import OpenGeometry
+from farfield.electrostatics.plan import CoulombPlan, EwaldGroup, OpenGroup, Padding
+from farfield.units import COULOMB_CONSTANT
+
+#: 2 k_e/√(2π): potential of a unit Gaussian charge of σ = 1 Å at its own centre (V·Å/e).
+_SELF_POTENTIAL = 2.0 * COULOMB_CONSTANT / math.sqrt(2.0 * math.pi)
+
+
+def multipole_order(multipoles: Multipoles) -> int:
+    """0 for charges alone, 1 with dipoles, 2 with quadrupoles."""
+    return 2 if multipoles.quadrupoles is not None else 1 if multipoles.dipoles is not None else 0
+
+
+def traceless(matrix: Float[Tensor, "*rest 3 3"]) -> Float[Tensor, "*rest 3 3"]:
+    """Return matrices less a third of their trace."""
+    trace = matrix.diagonal(dim1=-2, dim2=-1).sum(-1)
+    return matrix - torch.eye(3, dtype=matrix.dtype, device=matrix.device) * (trace / 3.0)[..., None, None]
+
+
+def pair_energies(multipoles: Multipoles, potential: Tensor, gradient: Tensor | None, second: Tensor | None) -> Tensor:
+    """½ L φ of each atom: its share of the energy (eV), shape (atoms,), from the potential and its derivatives there."""
+    total = multipoles.charges * potential
+    if multipoles.dipoles is not None and gradient is not None:
+        total = total + (multipoles.dipoles * gradient).sum(-1)
+    if multipoles.quadrupoles is not None and second is not None:
+        total = total + 0.5 * (multipoles.quadrupoles * second).sum((-2, -1))
+    return 0.5 * total
+
+
+def _padded(padding: Padding, multipoles: Multipoles) -> Multipoles:
+    dipoles, quadrupoles = multipoles.dipoles, multipoles.quadrupoles
+    return Multipoles(
+        charges=padding.gather(multipoles.charges),
+        dipoles=None if dipoles is None else padding.gather(dipoles),
+        quadrupoles=None if quadrupoles is None else padding.gather(quadrupoles),
+    )
+
+
+def _self_potential(
+    multipoles: Multipoles, smearing: Tensor, factors: tuple[float, float, float]
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Potential of each atom at its own centre, with gradient and traceless second derivatives.
+
+    They are the derivatives in q, u and (twice) Q of E_self = k_e/√(2π) [q²/σ + u²/3σ³ + Q:Q/10σ⁵], each order times a
+    factor; ``smearing`` has the shape (members, 1).
+    """
+    value, u, t = multipoles.charges * (_SELF_POTENTIAL * factors[0] / smearing), None, None
+    if multipoles.dipoles is not None:
+        u = multipoles.dipoles * (_SELF_POTENTIAL * factors[1] / 3.0 / smearing**3)[..., None]
+    if multipoles.quadrupoles is not None:
+        t = multipoles.quadrupoles * (_SELF_POTENTIAL * factors[2] / 5.0 / smearing**5)[..., None, None]
+    return value, u, t
+
+
+def _add(left: Tensor | None, right: Tensor | None, scale: float = 1.0) -> Tensor | None:
+    return left if left is None or right is None else torch.add(left, right, alpha=scale)
+
+
+class _OpenSum:
+    """A group of open systems."""
+
+    def __init__(self, group: OpenGroup, batch: AtomicBatch, order: int, levels: int, self_interaction: bool) -> None:
+        self.padding, self._levels, self._order = group.padding, levels, order
+        self._positions = group.padding.gather(batch.positions)
+        self._group, self._self_interaction = group, self_interaction
+        self._geometry: OpenGeometry | None = None
+
+    def _own(self, multipoles: Multipoles) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        smearing = self._group.smearing.to(self._positions.dtype)[:, None]
+        return _self_potential(multipoles, smearing, (1.0, 1.0, 1.0))
+
+    def potential(self, multipoles: Multipoles) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        if self._geometry is None:
+            self._geometry = OpenGeometry(self._positions, self._group.smearing, self._order + self._levels - 1)
+        value, gradient, second = self._geometry.potential(
+            multipoles.charges, multipoles.dipoles, multipoles.quadrupoles, self._levels
+        )
+        second = None if second is None else traceless(second)
+        if self._self_interaction:
+            own = self._own(multipoles)
+            return value + own[0], _add(gradient, own[1]), _add(second, own[2])
+        return value, gradient, second
+
+    def energy(self, multipoles: Multipoles) -> Tensor:
+        if self._order > 0:
+            return pair_energies(multipoles, *self.potential(multipoles)).sum(1, dtype=torch.float64)
+        energy = open_charge_energy(self._positions, multipoles.charges, self._group.smearing)
+        if self._self_interaction:
+            energy = energy + pair_energies(multipoles, *self._own(multipoles)).sum(1, dtype=torch.float64)
+        return energy
+
+
+class _EwaldSum:
+    """A group of periodic systems."""
+
+    def __init__(
+        self,
+        group: EwaldGroup,
+        batch: AtomicBatch,
+        order: int,
+        levels: int,
+        accuracy: float,
+        background: str,
+        self_interaction: bool,
+    ) -> None:
+        self.padding = group.padding
+        cell = batch.cell.index_select(0, group.padding.systems)
+        self._geometry = EwaldGeometry(
+            group.padding.gather(batch.positions),
+            cell,
+            group.basis,
+            group.smearing,
+            group.ranges[order],
+            reduced_cutoff(accuracy, order),
+            source_levels=order + 1,
+            field_levels=levels,
+        )
+        self._smearing = group.smearing.to(cell.dtype)[:, None]
+        self._factors = None if self_interaction else self_factors(accuracy, order)
+        # −π k_e σ² Q²/V turns the background that neutralizes Gaussians into the one of point charges.
+        self._shift = None
+        if background == "point":
+            volume = torch.linalg.det(cell.double()).abs()
+            self._shift = -math.pi * COULOMB_CONSTANT * group.smearing**2 / volume
+
+    def potential(self, multipoles: Multipoles) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        q, u, t = multipoles.charges, multipoles.dipoles, multipoles.quadrupoles
+        value, gradient, second = self._geometry.potential(self._geometry.structure(q, u, t))
+        second = None if second is None else traceless(second)
+        if self._shift is not None:
+            value = value + ((2.0 * self._shift).to(q.dtype) * q.sum(1))[:, None]
+        if self._factors is not None:
+            own = _self_potential(multipoles, self._smearing, self._factors)
+            return value - own[0], _add(gradient, own[1], -1.0), _add(second, own[2], -1.0)
+        return value, gradient, second
+
+    def energy(self, multipoles: Multipoles) -> Tensor:
+        q, u, t = multipoles.charges, multipoles.dipoles, multipoles.quadrupoles
+        energy = self._geometry.energy(self._geometry.structure(q, u, t))
+        if self._shift is not None:
+            energy = energy + self._shift * q.sum(1).double() ** 2
+        if self._factors is not None:
+            own = _self_potential(multipoles, self._smearing, self._factors)
+            energy = energy - pair_energies(multipoles, *own).sum(1, dtype=torch.float64)
+        return energy
+
+
+class CoulombOperator:
+    """The operator A of one batch; made by `Coulomb.operator`.
+
+    Parameters
+    ----------
+    batch
+        The batch.
+    plan
+        Its plan.
+    order
+        Highest multipoles it will be applied to: 0 charges, 1 dipoles, 2 quadrupoles.
+    levels
+        What is wanted: 1 the potential, 2 the field too, 3 the field gradient too.
+    accuracy, background, self_interaction
+        As in `Coulomb`.
+    """
+
+    def __init__(
+        self,
+        batch: AtomicBatch,
+        plan: CoulombPlan,
+        *,
+        order: int,
+        levels: int,
+        accuracy: float,
+        background: str,
+        self_interaction: bool,
+    ) -> None:
+        self._plan = plan
+        self._sums: list[_OpenSum | _EwaldSum] = [
+            _OpenSum(group, batch, order, levels, self_interaction)
+            if isinstance(group, OpenGroup)
+            else _EwaldSum(group, batch, order, levels, accuracy, background, self_interaction)
+            for group in plan.groups
+        ]
+
+    def potential(self, multipoles: Multipoles) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """A m: potential (atoms,), its gradient (atoms, 3) and traceless second derivatives (atoms, 3, 3)."""
+        parts = [
+            [None if block is None else part.padding.release(block) for block in part.potential(padded)]
+            for part in self._sums
+            for padded in [_padded(part.padding, multipoles)]
+        ]
+        if not parts:
+            q = multipoles.charges
+            return torch.zeros_like(q), q.new_zeros((0, 3)), q.new_zeros((0, 3, 3))
+
+        def collect(index: int) -> Tensor | None:
+            found = [part[index] for part in parts if part[index] is not None]
+            if not found:
+                return None
+            joined = found[0] if len(found) == 1 else torch.cat(found)
+            return joined if self._plan.order is None else joined.index_select(0, self._plan.order)
+
+        return collect(0), collect(1), collect(2)
+
+    def energy(self, multipoles: Multipoles) -> Float[Tensor, " systems"]:
+        """½⟨m, A m⟩ of each system (eV), float64."""
+        energy = torch.zeros(self._plan.n_systems, dtype=torch.float64, device=multipoles.charges.device)
+        for part in self._sums:
+            values = part.energy(_padded(part.padding, multipoles))
+            if part.padding.whole_batch:
+                return values
+            energy = energy.index_copy(0, part.padding.systems, values)
+        return energy
