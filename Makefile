@@ -62,8 +62,8 @@ format: $(stamps)/lint  ## mend style where ruff can
 	$(bin)/ruff format .
 
 .PHONY: bench
-bench: $(stamps)/test  ## time the solver and a training step beside the plain baseline
-	$(bin)/python benchmarks/speed.py
+bench: $(stamps)/core  ## time the sum and a training step beside a plain implementation of the published equations
+	for script in $(filter-out benchmarks/plain_%,$(wildcard benchmarks/*.py)); do $(bin)/python $$script; done
 
 .PHONY: peers
 peers: $(stamps)/peers  ## install the codes that some tests compare with (torch-pme, nvalchemi-toolkit-ops, OpenMM)
