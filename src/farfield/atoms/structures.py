@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,8 +45,13 @@ def read_structures(path: str | Path) -> list[Atoms]:
     if path.is_dir():
         raise ValueError(f"{str(path)!r} is a directory, but must be one file of structures, such as extended XYZ")
     try:
-        # A trailing suffix other than ASE knows (".extxyz.tmp") must not turn into a guess by content.
-        structures = ase.io.read(str(path), index=":")
+        if path.name.endswith((".xyz.gz", ".extxyz.gz")):
+            # ASE seeks from frame to frame, which in a gzipped file means to unpack it again and again.
+            with gzip.open(path, "rt", encoding="utf-8") as file:
+                structures = ase.io.read(io.StringIO(file.read()), index=":", format="extxyz")
+        else:
+            # A trailing suffix other than ASE knows (".extxyz.tmp") must not turn into a guess by content.
+            structures = ase.io.read(str(path), index=":")
     except Exception as error:  # ASE's readers raise anything from KeyError to UnicodeDecodeError
         raise ValueError(
             f"{str(path)!r} cannot be read as structures ({type(error).__name__}: {error}): give a file that "
