@@ -127,19 +127,23 @@ def test_config_rebuilds_the_module(model):
     assert torch.equal(again(batch).energy, model(batch).energy)
 
 
-def test_calibration_brings_invariants_to_order_one():
+def test_calibration_standardizes_the_invariants_of_each_element():
     model = backbone(n_layers=1)
-    batch = joined([molecule(9, seed) for seed in range(4)], 3.0)
+    batch = joined([molecule(9, seed) for seed in range(12)], 3.0)
     model.calibrate(batch, force_scale=0.5)
     seen = {}
     for t, module in enumerate(model.invariants):
-        module.register_forward_hook(
-            lambda module, args, _, t=t: seen.update({t: args[0].transpose(0, 1).flatten(1) * module.scale})
-        )
+        module.linear.register_forward_hook(lambda module, args, _, t=t: seen.update({t: args[0]}))
     model(batch)
+    assert len(seen) == 2
     for values in seen.values():
-        torch.testing.assert_close(values.square().mean(0).sqrt(), torch.ones_like(values[0]), rtol=1e-6, atol=0)
-    assert model.energy_scale.item() == 0.5
+        for number in (1, 6, 8):
+            own = values[batch.numbers == number]
+            torch.testing.assert_close(own.mean(0), torch.zeros_like(own[0]), rtol=0, atol=1e-8)
+            # at most 1: what hardly varies beside its size is not blown up
+            assert own.std(0, correction=0).max() < 1.0
+            assert own.std(0, correction=0).median() > 0.9
+    assert model.energy_scale.item() == pytest.approx(0.05)
 
 
 def test_one_atom_and_no_atoms_work(model):

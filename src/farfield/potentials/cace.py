@@ -195,7 +195,8 @@ class CACE(nn.Module):
         A conditioning of the weights before training, from structures alone; ``force_scale`` (eV/Å) is the RMS force of
         the labels.
         """
-        self.energy_scale.fill_(force_scale)
+        # features vary by their unit as bonds vary by some .1 Å: this makes the first forces as large as the labels
+        self.energy_scale.fill_(0.1 * force_scale)
         self.basis_scale.fill_(1.0)
         element = self._elements(batch)
         radial, angular, others = self._edges(batch)
@@ -209,7 +210,7 @@ class CACE(nn.Module):
                 basis = self.layers[t - 1](torch.cat(scalars, dim=-1), basis, radial, angular, others, calibrate=True)
             invariants = products(basis, self.max_nu).invariants
             assert isinstance(module, _Invariants)
-            module.calibrate(invariants)
+            module.calibrate(invariants, element)
             scalars.append(module(invariants, element))
 
     def _elements(self, batch: AtomicBatch) -> Tensor:
@@ -291,8 +292,14 @@ def _gather(values: Tensor, others: Tensor) -> Tensor:
 
 
 class _Invariants(nn.Module):
-    """Linear map of the scaled invariants to features, with a bias per element."""
+    """Linear map of the invariants to features, with a bias per element.
 
+    The invariants of an element differ little from structure to structure beside their mean (bonds are all about as
+    long), and it is the difference that matters: they enter standardized per element, by fixed numbers that
+    `calibrate` sets.
+    """
+
+    mean: Tensor
     scale: Tensor
 
     def __init__(self, n_in: int, n_out: int, n_elements: int) -> None:
@@ -300,17 +307,25 @@ class _Invariants(nn.Module):
         self.linear = ScaledLinear(n_in, n_out, bias=False)
         self.bias = nn.Embedding(n_elements, n_out)
         self.gate = ScaledLinear(n_out, n_out)
-        self.register_buffer("scale", torch.ones(n_in))
+        self.register_buffer("mean", torch.zeros(n_elements, n_in))
+        self.register_buffer("scale", torch.ones(n_elements, n_in))
         nn.init.zeros_(self.bias.weight)
 
     def forward(self, invariants: Tensor, element: Tensor) -> Tensor:
-        flat = invariants.transpose(0, 1).flatten(1) * self.scale
+        flat = (invariants.transpose(0, 1).flatten(1) - self.mean[element]) * self.scale[element]
         hidden = self.linear(flat) + self.bias(element)
         return hidden + nn.functional.silu(self.gate(hidden))
 
-    def calibrate(self, invariants: Tensor) -> None:
+    def calibrate(self, invariants: Tensor, element: Tensor) -> None:
         flat = invariants.transpose(0, 1).flatten(1)
-        self.scale.copy_(1.0 / flat.square().mean(0).sqrt().clamp(min=1e-6))
+        size = flat.square().mean(0)
+        for row in range(len(self.mean)):
+            # an element that hardly occurs takes the statistics of all
+            own = flat[element == row]
+            own = own if len(own) > 8 else flat
+            self.mean[row] = own.mean(0)
+            # no feature is blown up by more than its size warrants
+            self.scale[row] = (own.var(0, correction=0) + 1e-2 * size).clamp(min=1e-12).rsqrt()
 
 
 class _Message(nn.Module):

@@ -53,7 +53,8 @@ class LongRange(nn.Module):
     n_hidden
         Widths of the charge head's hidden layers.
     charge_scale
-        Factor on the head's output.
+        Factor on the heads' outputs. Small, so that training starts from a nearly uncharged model: Coulomb forces of
+        random charges would drown the short range.
 
     Raises
     ------
@@ -75,7 +76,7 @@ class LongRange(nn.Module):
         learned_weights: bool = False,
         epsilon_infinity: float = 1.0,
         n_hidden: Sequence[int] = (32, 16),
-        charge_scale: float = 0.1,
+        charge_scale: float = 0.02,
     ) -> None:
         super().__init__()
         if scalars < 1:
