@@ -19,11 +19,11 @@ def clusters(n: int = 12, seed: int = 0, stress: bool = False) -> list[Atoms]:
     for index in range(n):
         symbols = "OHH" if index % 3 else "OHHO"
         base = np.array([[0, 0, 0], [1.1, 0, 0], [0, 1.2, 0], [0.3, 0.4, 1.5]])[: 3 + symbols.count("O") - 1]
-        atoms = Atoms(symbols, positions=base + 0.1 * rng.normal(size=base.shape))
+        atoms = Atoms(symbols, positions=base + 0.06 * rng.normal(size=base.shape))
         if stress:
             atoms.set_cell(np.diag([7.0, 7.5, 8.0]))
             atoms.pbc = True
-        atoms.calc = LennardJones(epsilon=0.2, sigma=1.0, rc=3.4, smooth=True)
+        atoms.calc = LennardJones(epsilon=0.2, sigma=0.9, rc=3.0, smooth=True)
         results = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
         if stress:
             results["stress"] = atoms.get_stress()

@@ -134,6 +134,23 @@ def test_unreadable_configurations(tmp_path: Path) -> None:
         read_config(file)
 
 
+def test_a_configuration_says_only_what_differs(tmp_path: Path) -> None:
+    base = small_config(Path("data"), Path("runs"))
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    twin = tmp_path / "twin.yaml"
+    twin.write_text("extends: base.yaml\nname: twin\nmodel: {long_range: null}\n")
+    first, second = read_config(tmp_path / "base.yaml"), read_config(twin)
+    assert second.name == "twin"
+    assert second.model.long_range is None
+    assert second.model.backbone == first.model.backbone
+    twin.write_text("extends: twin.yaml\n")
+    with pytest.raises(ConfigError, match="extends itself"):
+        read_config(twin)
+    twin.write_text("extends: nowhere.yaml\n")
+    with pytest.raises(FileNotFoundError, match=r"nowhere.*twin"):
+        read_config(twin)
+
+
 def test_shipped_configurations_are_valid(repository: Path) -> None:
     files = sorted((repository / "configs").glob("*.yaml"))
     assert files

@@ -83,7 +83,8 @@ class Trainer:
         self.average = AveragedWeights(potential, config.optimizer.ema)
         self.step_module: Callable[[Sample], torch.Tensor] = self.module
         if self.fabric.world_size > 1:
-            self.step_module, self.optimizer = self.fabric.setup(self.module, self.optimizer)
+            # The optimizer stays plain: gradients are reduced in the backward pass of the wrapped module.
+            self.step_module = self.fabric.setup_module(self.module)
         self.sampler = EpochBatches(
             len(self.data.train), config.batch_size, config.seed, self.fabric.global_rank, self.fabric.world_size
         )

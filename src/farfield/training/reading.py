@@ -122,8 +122,38 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
     return values
 
 
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Lay one nested mapping over another; lists and plain values are replaced."""
+    result = dict(base)
+    for key, value in changes.items():
+        below = result.get(key)
+        result[key] = _merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return result
+
+
+def _read_mapping(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read a YAML file, laid over the one that its key ``extends`` names (relative to the file)."""
+    if not path.is_file():
+        by = f", which {str(seen[-1])!r} extends" if seen else ""
+        raise FileNotFoundError(f"there is no configuration {str(path)!r}{by}")
+    if path.resolve() in seen:
+        raise ConfigError(f"{str(path)!r} extends itself, by way of {', '.join(str(item) for item in seen)}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{str(path)!r} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{str(path)!r} must be a mapping of keys to values, but is {type(values).__name__}")
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    return _merged(_read_mapping(path.parent / str(base), (*seen, path.resolve())), values)
+
+
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainingConfig:
     """Read a YAML configuration; ``overrides`` such as ``epochs=10`` are applied before it is checked.
+
+    A file may name another one under ``extends`` (relative to itself): it then says only what differs.
 
     Raises
     ------
@@ -132,13 +162,4 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainingConf
     ConfigError
         If it is not YAML, or not a valid configuration.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no configuration {str(path)!r}")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{str(path)!r} is not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{str(path)!r} must be a mapping of keys to values, but is {type(values).__name__}")
-    return parse_config(apply_overrides(values, overrides), str(path))
+    return parse_config(apply_overrides(_read_mapping(Path(path)), overrides), str(path))

@@ -1,0 +1,204 @@
+"""Whole trainings: what they leave on disk, what they learn, and on how many processes."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from ase.io import write
+from small_training import clusters, small_config, write_clusters
+
+from farfield.datasets.dataset import collate, label_structures
+from farfield.model import Model
+from farfield.training import train, train_from_yaml
+from farfield.training.checkpoint import load_checkpoint
+from farfield.training.data import load_training_data
+from farfield.training.export import find_gauge
+from farfield.training.loop import Trainer
+from farfield.training.reading import parse_config
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clusters(tmp_path_factory.mktemp("data"), n=12)
+
+
+def test_a_training_learns_and_leaves_its_outputs(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = small_config(data, tmp_path, epochs=25)
+    config["optimizer"]["decay"] = {"kind": "none"}
+    config["data"]["test"] = {"set": str(data), "last": 2}
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config))
+    result = train_from_yaml(file, overrides=["name=other", "optimizer.learning_rate=0.02"])
+    directory = tmp_path / "other"
+    assert result.directory == directory
+    assert set(result.metrics) == {"train", "validation", "test"}
+
+    with (directory / "metrics.csv").open() as table:
+        rows = list(csv.DictReader(table))
+    assert [int(row["epoch"]) for row in rows] == list(range(25))
+    assert float(rows[-1]["validation/forces_rmse"]) < 0.7 * float(rows[0]["validation/forces_rmse"])
+    best = min(range(25), key=lambda i: float(rows[i]["validation/loss"]))
+    assert result.best_epoch == best
+    assert result.metrics["validation"]["forces_rmse"] == pytest.approx(float(rows[best]["validation/forces_rmse"]))
+    assert list((directory / "tensorboard").glob("events*"))
+    assert parse_config(yaml.safe_load((directory / "config.yaml").read_text())).optimizer.learning_rate == 0.02
+
+    table_shown = capsys.readouterr()
+    assert "forces RMSE" in table_shown.out
+    assert "\r" not in table_shown.err  # no bar where nobody looks
+
+    assert result.model is not None
+    model = Model.from_file(result.model)
+    assert model.card.elements == (1, 8)
+    assert "25 epochs" in table_shown.out
+    frames = clusters(12)[-2:]
+    computed = model.compute(frames, ["forces"])["forces"]
+    errors = np.concatenate([np.asarray(f) for f in computed]) if isinstance(computed, list) else np.asarray(computed)
+    labels = np.concatenate([atoms.get_forces() for atoms in frames])
+    rmse = 1e3 * np.sqrt(np.mean((errors.reshape(-1, 3) - labels) ** 2))
+    assert rmse == pytest.approx(result.metrics["test"]["forces_rmse"], rel=1e-4)
+
+
+def test_repeating_a_training_repeats_it(data: Path, tmp_path: Path) -> None:
+    weights = []
+    for name in ("a", "b"):
+        train(small_config(data, tmp_path, name=name, epochs=2), quiet=True)
+        weights.append(load_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt")["weights"])
+        torch.manual_seed(1234)
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    train(small_config(data, tmp_path, name="c", epochs=2, seed=4), quiet=True)
+    other = load_checkpoint(tmp_path / "c" / "checkpoints" / "last.ckpt")["weights"]
+    assert not all(torch.equal(weights[0][key], other[key]) for key in other)
+
+
+def test_without_validation_the_last_weights_are_kept(data: Path, tmp_path: Path) -> None:
+    config = small_config(data, tmp_path, epochs=2)
+    config["data"] = {"train": str(data)}
+    result = train(config, quiet=True)
+    assert set(result.metrics) == {"train"}
+    assert result.best_epoch == -1
+
+
+def test_early_stopping_stops(data: Path, tmp_path: Path) -> None:
+    config = small_config(data, tmp_path, epochs=50, stop={"patience": 2, "threshold": 0.99})
+    result = train(config, quiet=True)
+    assert result.epochs < 10
+
+
+def test_stress_and_validation_given_as_such(tmp_path: Path) -> None:
+    write(tmp_path / "train.extxyz", clusters(6, stress=True))
+    write(tmp_path / "validation.extxyz", clusters(3, seed=1, stress=True))
+    config = small_config(tmp_path / "train.extxyz", tmp_path, epochs=2, precision="float64")
+    config["data"] = {"train": str(tmp_path / "train.extxyz"), "validation": str(tmp_path / "validation.extxyz")}
+    config["loss"] = {"kind": "huber", "stages": [{"stress": 10.0}]}
+    result = train(config, quiet=True)
+    assert set(result.metrics["validation"]) == {
+        f"{part}_{kind}" for part in ("energy", "forces", "stress") for kind in ("mae", "rmse")
+    }
+
+
+def test_the_total_charge_is_read_where_it_is_asked_for(tmp_path: Path) -> None:
+    frames = clusters(6)
+    for atoms in frames:
+        atoms.info["total_charge"] = 1
+    write(tmp_path / "data.extxyz", frames)
+    config = small_config(tmp_path / "data.extxyz", tmp_path, epochs=1)
+    config["data"]["total_charge"] = "total_charge"
+    config["model"]["long_range"]["total_charge"] = "constraint"
+    result = train(config, quiet=True)
+    assert result.model is not None
+    model = Model.from_file(result.model)
+    assert "total charges" in model.card.gauge
+    charges = model.compute(frames[0], ["charges"])["charges"]
+    assert float(np.asarray(charges).sum()) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_the_gauge_makes_oxygen_negative_and_leaves_the_energy(data: Path, tmp_path: Path) -> None:
+    trainer = Trainer(parse_config(small_config(data, tmp_path)), quiet=True)
+    far = trainer.potential.long_range
+    assert far is not None
+    batch = collate(trainer.data.train.samples).batch
+    oxygen = batch.numbers == 8
+    energies, charges = [], []
+    for _ in range(2):
+        sign, said = find_gauge(trainer.potential, trainer.data.train)
+        assert "O negative" in said
+        with torch.no_grad():
+            charges.append(sign * trainer.potential.multipoles(batch).charges)
+            energies.append(trainer.potential(batch).energy)
+        assert charges[-1][oxygen].mean() < 0
+        far.charges.scale = -far.charges.scale
+    torch.testing.assert_close(charges[0], charges[1])
+    torch.testing.assert_close(energies[0], energies[1])
+
+
+def test_the_module_works_in_lightnings_own_trainer(data: Path, tmp_path: Path) -> None:
+    import lightning.pytorch
+
+    trainer = Trainer(parse_config(small_config(data, tmp_path)), quiet=True)
+    train_set = list(trainer.data.train.batches(3))
+    assert trainer.data.validation is not None
+    loader = torch.utils.data.DataLoader(train_set, batch_size=None)
+    validation = torch.utils.data.DataLoader(list(trainer.data.validation.batches(3)), batch_size=None)
+    before = [p.detach().clone() for p in trainer.potential.parameters()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Lightning's own: workers, deprecations
+        lightning.pytorch.Trainer(
+            max_epochs=1,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        ).fit(trainer.module, loader, validation)
+    assert any(not torch.equal(a, b) for a, b in zip(before, trainer.potential.parameters(), strict=True))
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_steps_of_one_with_twice_the_batch(tmp_path: Path) -> None:
+    # Frames of one size: then the mean over two half batches is the mean over the whole one.
+    frames = [atoms for atoms in clusters(36) if len(atoms) == 4][:12]
+    write(tmp_path / "data.extxyz", frames)
+
+    def run(name: str, **changes: Any) -> dict[str, torch.Tensor]:
+        config = small_config(tmp_path / "data.extxyz", tmp_path, name=name, precision="float64", **changes)
+        config["data"] = {"train": str(tmp_path / "data.extxyz")}
+        config["optimizer"]["decay"] = {"kind": "none"}
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(yaml.safe_dump(config))
+        subprocess.run(
+            [sys.executable, "-m", "farfield.training", str(file)],
+            check=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            timeout=300,
+        )
+        return load_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt")
+
+    one = run("one", batch_size=4)
+    two = run("two", batch_size=2, devices=2)
+    assert one["step"] == two["step"]
+    for key, value in one["weights"].items():
+        torch.testing.assert_close(two["weights"][key], value, rtol=1e-7, atol=1e-9, msg=key)
+    assert two["history"][-1]["train/forces_rmse"] == pytest.approx(one["history"][-1]["train/forces_rmse"], rel=1e-6)
+
+
+def test_labels_that_are_not_trained_on_are_not_kept(tmp_path: Path) -> None:
+    frames = clusters(6)
+    for atoms in frames:
+        atoms.info["ref_dipole"] = np.ones(3)
+    assert "dipole" in label_structures(frames).labels
+    write(tmp_path / "data.extxyz", frames)
+    data = load_training_data(parse_config(small_config(tmp_path / "data.extxyz", tmp_path)))
+    assert data.train.labels == {"energy", "forces"}
