@@ -26,7 +26,7 @@ fingerprint := { $(bin)/python -m pip list --format=freeze 2>/dev/null | grep -i
 .PHONY: help
 help:  ## list the targets
 	@echo "farfield: make TARGET [TORCH=$(TORCH)] [PYTHON=...] [WORKERS=$(WORKERS)]"
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F '\t' '{ printf "  %-13s %s\n", $$1, $$2 }'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # ---- the two commands of the README ------------------------------------------------------------------------------------
 

@@ -36,6 +36,21 @@ def test_coulomb_sum_gives_madelung_constants(examples: Path) -> None:
     torch.testing.assert_close(names["madelung"], torch.tensor([1.747564594633, 1.762674773070]), rtol=1e-8, atol=0)
 
 
+def test_quickstart_runs(repository: Path) -> None:
+    """The Python of the quickstart, with the model that it names."""
+    from farfield import zoo
+
+    if "dipeptides" not in zoo.names():
+        pytest.skip("the model `dipeptides` is not in this checkout")
+    text = (repository / "docs" / "quickstart.md").read_text()
+    block = next(code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "ff.load" in code)
+    names: dict = {}
+    exec(block, names)  # noqa: S102 - our own page
+    charges = names["atoms"].get_charges()
+    oxygen = names["atoms"].get_atomic_numbers() == 8
+    assert charges[oxygen].item() < 0 < charges[names["atoms"].get_atomic_numbers() == 1].max()
+
+
 def test_every_example_is_tested(examples: Path) -> None:
     tested = Path(__file__).read_text()
     assert [path.name for path in examples.glob("*.py") if f'"{path.name}"' not in tested] == []
