@@ -178,7 +178,6 @@ class Coulomb:
             plan,
             order=order,
             levels=levels,
-            accuracy=self.accuracy,
             background=self.background,
             self_interaction=self.self_interaction,
         )

@@ -45,7 +45,7 @@ def _octant_matrix() -> list[list[float]]:
     return rows
 
 
-def reciprocal_weights(cell: Tensor, smearing: Tensor, ranges: tuple[int, int, int], reduced_cutoff: float) -> Tensor:
+def reciprocal_weights(cell: Tensor, smearing: Tensor, ranges: tuple[int, int, int], cutoff: Tensor) -> Tensor:
     """Weights w(k) of |S(k)|², times the number of k that each stored one stands for.
 
     Parameters
@@ -56,8 +56,8 @@ def reciprocal_weights(cell: Tensor, smearing: Tensor, ranges: tuple[int, int, i
         σ (Å), shape (members,).
     ranges
         Largest index along each axis.
-    reduced_cutoff
-        σ·|k| at which the switch reaches zero.
+    cutoff
+        σ|k| at which the switch reaches zero, shape (members,).
 
     Returns
     -------
@@ -85,7 +85,7 @@ def reciprocal_weights(cell: Tensor, smearing: Tensor, ranges: tuple[int, int, i
     )
     squared = (smearing**2)[:, None] * (elements @ pairs)
     # The weight of k = 0 is set to zero by `count`; adding one there keeps 1/k² finite in the backward pass.
-    weight = torch.exp(-0.5 * squared) / (squared + origin) * switch(squared / reduced_cutoff**2)
+    weight = torch.exp(-0.5 * squared) / (squared + origin) * switch(squared / (cutoff**2)[:, None])
     volume = torch.linalg.det(cell).abs()
     weight = weight * (INVERSE_TWO_EPSILON_0 * smearing**2 / volume)[:, None]
     return weight.reshape(len(cell), 4, -1) * count
@@ -151,8 +151,8 @@ class EwaldGeometry:
         σ (Å), float64, shape (members,).
     ranges
         Largest index of the reciprocal vectors along each axis.
-    reduced_cutoff
-        σ·|k| at which the sum ends.
+    cutoff
+        σ|k| at which the sum ends, float64, shape (members,).
     source_levels, field_levels
         Derivatives per axis, plus one, that the multipoles need (1 charges, 2 dipoles, 3 quadrupoles) and that are wanted of the
         potential (1 potential, 2 field, 3 field gradient).
@@ -165,7 +165,7 @@ class EwaldGeometry:
         basis: Tensor,
         smearing: Tensor,
         ranges: tuple[int, int, int],
-        reduced_cutoff: float,
+        cutoff: Tensor,
         source_levels: int,
         field_levels: int,
     ) -> None:
@@ -177,7 +177,7 @@ class EwaldGeometry:
         fractional = positions.double() @ inverse
         fractional = fractional - torch.round(fractional.detach())
         self.inverse = inverse.to(dtype)
-        self.weights = reciprocal_weights(reduced, smearing, ranges, reduced_cutoff).to(dtype)
+        self.weights = reciprocal_weights(reduced, smearing, ranges, cutoff).to(dtype)
         levels = max(source_levels, field_levels)
         self.x, self.y, self.z = _axis_tables(fractional, ranges, levels, dtype)
         self.octants = torch.tensor(_octant_matrix(), dtype=dtype, device=positions.device)

@@ -13,6 +13,8 @@ from torch import Tensor
 class Multipoles:
     """Charges, dipoles and quadrupoles of atoms, each optional beyond the charges.
 
+    The kernels also lay them out by systems, padded: then (systems, atoms) stands where (atoms,) does below.
+
     Attributes
     ----------
     charges
@@ -23,9 +25,9 @@ class Multipoles:
         Atomic quadrupoles (e·Å²), shape (atoms, 3, 3), symmetric and traceless.
     """
 
-    charges: Float[Tensor, " atoms"]
-    dipoles: Float[Tensor, "atoms 3"] | None = None
-    quadrupoles: Float[Tensor, "atoms 3 3"] | None = None
+    charges: Float[Tensor, "*atoms"]
+    dipoles: Float[Tensor, "*atoms 3"] | None = None
+    quadrupoles: Float[Tensor, "*atoms 3 3"] | None = None
 
     def replace(self, **changes: object) -> Multipoles:
         """Return a copy with some fields changed."""

@@ -13,7 +13,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from farfield.atoms.batch import AtomicBatch
-from farfield.electrostatics.cutoff import reduced_cutoff, self_factors
 from farfield.electrostatics.ewald import EwaldGeometry
 from farfield.electrostatics.multipoles import Multipoles
 from farfield.electrostatics.open_charges import open_charge_energy
@@ -56,18 +55,18 @@ def _padded(padding: Padding, multipoles: Multipoles) -> Multipoles:
 
 
 def _self_potential(
-    multipoles: Multipoles, smearing: Tensor, factors: tuple[float, float, float]
+    multipoles: Multipoles, smearing: Tensor, factors: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Potential of each atom at its own centre, with gradient and traceless second derivatives.
 
-    They are the derivatives in q, u and (twice) Q of E_self = k_e/√(2π) [q²/σ + u²/3σ³ + Q:Q/10σ⁵], each order times a
-    factor; ``smearing`` has the shape (members, 1).
+    They are the derivatives in q, u and (twice) Q of E_self = k_e/√(2π) [q²/σ + u²/3σ³ + Q:Q/10σ⁵], each order times one
+    of the ``factors`` (members, 3); ``smearing`` has the shape (members, 1).
     """
-    value, u, t = multipoles.charges * (_SELF_POTENTIAL * factors[0] / smearing), None, None
+    value, u, t = multipoles.charges * (_SELF_POTENTIAL * factors[:, :1] / smearing), None, None
     if multipoles.dipoles is not None:
-        u = multipoles.dipoles * (_SELF_POTENTIAL * factors[1] / 3.0 / smearing**3)[..., None]
+        u = multipoles.dipoles * (_SELF_POTENTIAL * factors[:, 1:2] / 3.0 / smearing**3)[..., None]
     if multipoles.quadrupoles is not None:
-        t = multipoles.quadrupoles * (_SELF_POTENTIAL * factors[2] / 5.0 / smearing**5)[..., None, None]
+        t = multipoles.quadrupoles * (_SELF_POTENTIAL * factors[:, 2:] / 5.0 / smearing**5)[..., None, None]
     return value, u, t
 
 
@@ -86,7 +85,7 @@ class _OpenSum:
 
     def _own(self, multipoles: Multipoles) -> tuple[Tensor, Tensor | None, Tensor | None]:
         smearing = self._group.smearing.to(self._positions.dtype)[:, None]
-        return _self_potential(multipoles, smearing, (1.0, 1.0, 1.0))
+        return _self_potential(multipoles, smearing, torch.ones_like(smearing).expand(-1, 3))
 
     def potential(self, multipoles: Multipoles) -> tuple[Tensor, Tensor | None, Tensor | None]:
         if self._geometry is None:
@@ -118,7 +117,6 @@ class _EwaldSum:
         batch: AtomicBatch,
         order: int,
         levels: int,
-        accuracy: float,
         background: str,
         self_interaction: bool,
     ) -> None:
@@ -130,12 +128,12 @@ class _EwaldSum:
             group.basis,
             group.smearing,
             group.ranges[order],
-            reduced_cutoff(accuracy, order),
+            group.cutoffs[order],
             source_levels=order + 1,
             field_levels=levels,
         )
         self._smearing = group.smearing.to(cell.dtype)[:, None]
-        self._factors = None if self_interaction else self_factors(accuracy, order)
+        self._factors = None if self_interaction else group.self_factors[order].to(cell.dtype)
         # −π k_e σ² Q²/V turns the background that neutralizes Gaussians into the one of point charges.
         self._shift = None
         if background == "point":
@@ -177,7 +175,7 @@ class CoulombOperator:
         Highest multipoles it will be applied to: 0 charges, 1 dipoles, 2 quadrupoles.
     levels
         What is wanted: 1 the potential, 2 the field too, 3 the field gradient too.
-    accuracy, background, self_interaction
+    background, self_interaction
         As in `Coulomb`.
     """
 
@@ -188,7 +186,6 @@ class CoulombOperator:
         *,
         order: int,
         levels: int,
-        accuracy: float,
         background: str,
         self_interaction: bool,
     ) -> None:
@@ -196,7 +193,7 @@ class CoulombOperator:
         self._sums: list[_OpenSum | _EwaldSum] = [
             _OpenSum(group, batch, order, levels, self_interaction)
             if isinstance(group, OpenGroup)
-            else _EwaldSum(group, batch, order, levels, accuracy, background, self_interaction)
+            else _EwaldSum(group, batch, order, levels, background, self_interaction)
             for group in plan.groups
         ]
 

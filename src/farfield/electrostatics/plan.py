@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from farfield.atoms.batch import AtomicBatch
-from farfield.electrostatics.cutoff import reduced_cutoff
+from farfield.electrostatics.cutoff import reduced_cutoff, self_factors
 from farfield.electrostatics.lattice import reduced_basis
 
 #: A system joins a group while its padded cost stays below this multiple of its own.
@@ -102,14 +102,20 @@ class EwaldGroup:
     basis
         Integer matrices to reduced lattice vectors, shape (members, 3, 3).
     ranges
-        For each order of multipoles (charges, dipoles, quadrupoles): the largest index of the reciprocal vectors along each
-        axis that lie inside the cutoff.
+        For each order of multipoles (charges, dipoles, quadrupoles): the largest index along each axis of the reciprocal
+        vectors inside the cutoff.
+    cutoffs
+        For each order, σ|k| where the sum ends, shape (3, members).
+    self_factors
+        For each order, the shares of the self-energy of charges, dipoles, quadrupoles in the sum, shape (3, members, 3).
     """
 
     padding: Padding
     smearing: Float[Tensor, " members"]
     basis: Float[Tensor, "members 3 3"]
     ranges: tuple[tuple[int, int, int], ...]
+    cutoffs: Float[Tensor, "3 members"]
+    self_factors: Float[Tensor, "3 members 3"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,37 +204,42 @@ def make_plan(batch: AtomicBatch, smearing: np.ndarray, accuracy: float) -> Coul
     periodic = batch.pbc.all(dim=1).cpu().numpy()
     cells = batch.cell.detach().to("cpu", torch.float64).numpy()
 
-    groups: list[OpenGroup | EwaldGroup] = []
     open_counts = np.where(periodic, 0, counts).astype(float)
-    for members in _group_by_cost(open_counts**2, np.stack([open_counts, open_counts], 1)):
-        groups.append(
-            OpenGroup(
-                padding=_padding(members, counts, starts, device),
-                smearing=torch.from_numpy(smearing[members]).to(device),
-            )
+    groups: list[OpenGroup | EwaldGroup] = [
+        OpenGroup(
+            padding=_padding(members, counts, starts, device),
+            smearing=torch.from_numpy(smearing[members]).to(device),
         )
+        for members in _group_by_cost(open_counts**2, np.stack([open_counts, open_counts], 1))
+    ]
 
     basis = np.zeros((len(counts), 3, 3))
     lengths = np.zeros((len(counts), 3))
+    cutoffs = np.zeros((3, len(counts)))
+    factors = np.zeros((3, len(counts), 3))
     for index in np.flatnonzero(periodic):
         basis[index] = reduced_basis(cells[index])
         lengths[index] = np.linalg.norm(basis[index] @ cells[index], axis=1)
-    sizes = lengths / smearing[:, None] / (2.0 * math.pi)
+        for order in range(3):
+            cutoffs[order, index] = reduced_cutoff(accuracy, order, float(smearing[index]))
+            factors[order, index] = self_factors(cutoffs[order, index])
     # An index h of k obeys |h| = |k·a|/2π ≤ |k||a|/2π.
-    ranges = [np.floor(sizes * reduced_cutoff(accuracy, order)).astype(int) + 0 for order in range(3)]
+    ranges = np.floor(cutoffs[..., None] * (lengths / smearing[:, None] / (2.0 * math.pi))).astype(int)
     measures = np.concatenate(((counts * periodic)[:, None], ranges[0] + 1), axis=1).astype(float)
-    for members in _group_by_cost(measures.prod(1), measures):
-        groups.append(
-            EwaldGroup(
-                padding=_padding(members, counts, starts, device),
-                smearing=torch.from_numpy(smearing[members]).to(device),
-                basis=torch.from_numpy(basis[members]).to(device),
-                ranges=tuple(tuple(int(n) for n in ranges[order][members].max(0)) for order in range(3)),  # type: ignore[misc]
-            )
+    groups.extend(
+        EwaldGroup(
+            padding=_padding(members, counts, starts, device),
+            smearing=torch.from_numpy(smearing[members]).to(device),
+            basis=torch.from_numpy(basis[members]).to(device),
+            ranges=tuple(tuple(ranges[order][members].max(0).tolist()) for order in range(3)),
+            cutoffs=torch.from_numpy(cutoffs[:, members]).to(device),
+            self_factors=torch.from_numpy(factors[:, members]).to(device),
         )
+        for members in _group_by_cost(measures.prod(1), measures)
+    )
 
     order = torch.cat([group.padding.atoms for group in groups]) if groups else batch.system.new_zeros(0)
-    ordered = len(groups) == 1 or bool((order[1:] > order[:-1]).all())
+    ordered = len(groups) <= 1 or bool((order[1:] > order[:-1]).all())
     return CoulombPlan(
         n_atoms=batch.n_atoms,
         n_systems=batch.n_systems,
