@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,8 +16,8 @@ class SkinNeighbors:
     """Neighbours of one moving structure.
 
     The stored list holds the pairs within ``cutoff + skin``. What `within` gives are only those that are within the
-    cutoff asked for at present positions: the very list that a fresh search would find, so that results do not depend
-    on the skin, whatever a model does with pairs beyond its cutoff.
+    cutoff asked for at present positions: the very pairs that a fresh search would find, in an order of their own, so
+    that results do not depend on the skin to the last bit, whatever a model does with pairs beyond its cutoff.
 
     Parameters
     ----------
@@ -47,7 +48,8 @@ class SkinNeighbors:
         cutoff = self.cutoff if cutoff is None else cutoff
         if self._reference is None or not self._still_good(self._reference, batch):
             # A margin for rounding, so that a pair at the very edge is not lost between two ways of measuring it.
-            self._reference = find_neighbors(batch, (self.cutoff + self.skin) * (1 + 1e-6))
+            found = find_neighbors(batch, (self.cutoff + self.skin) * (1 + 1e-6))
+            self._reference = found.replace(neighbors=in_order(found.neighbors))
             self.builds += 1
         stored = self._reference.neighbors
         if stored is None:
@@ -69,6 +71,21 @@ class SkinNeighbors:
             return False
         moved = (batch.positions - reference.positions).square().sum(dim=1)
         return bool((moved <= (0.5 * self.skin) ** 2).all())
+
+
+def in_order(pairs: Neighbors | None) -> Neighbors:
+    """Sort pairs by centre, neighbour and shift, so that sums over them round alike however they were found.
+
+    Raises
+    ------
+    ValueError
+        If there is no list.
+    """
+    if pairs is None:
+        raise ValueError("there are no neighbours to sort: call find_neighbors first")
+    columns = [pairs.shifts[:, 2], pairs.shifts[:, 1], pairs.shifts[:, 0], pairs.j, pairs.i]
+    order = torch.from_numpy(np.lexsort([column.cpu().numpy() for column in columns])).to(pairs.i.device)
+    return dataclasses.replace(pairs, i=pairs.i[order], j=pairs.j[order], shifts=pairs.shifts[order])
 
 
 def _selected(stored: Neighbors, keep: Tensor, cutoff: float) -> Neighbors:

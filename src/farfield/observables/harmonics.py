@@ -51,9 +51,8 @@ def fitted_coefficients(
 
     The *relative* error of the displacement is minimized with the weight (1 − t²)⁸, t = s/reach, because charges
     respond to near atoms much more than to those at the edge of the receptive field. Against Born charges of
-    supercells this
-    fit is better than, or as good as, the flat combination of the same length for receptive fields of one and of
-    two layers; fits without it are worse for two.
+    supercells this fit is better than, or as good as, the flat combination of the same length, for receptive fields of
+    one and of two layers; fits without the weight are worse for two.
 
     Parameters
     ----------
