@@ -24,15 +24,17 @@ VARIANTS = {
 }
 
 
-def potential(dtype: torch.dtype = torch.float64, charge_scale: float = 0.7, **options) -> AugmentedPotential:
+def potential(dtype: torch.dtype = torch.float64, charge_scale: float = 0.3, **options) -> AugmentedPotential:
     """Small model whose long-range forces dominate."""
     torch.manual_seed(1)
     backbone = CACE([1, 6, 8], 3.0, n_layers=1, n_vectors=3, n_tensors=2, **SMALL)
     far = LongRange(backbone.n_scalars, 3, 2, charge_scale=charge_scale, accuracy=1e-6, **options)
-    return AugmentedPotential(backbone, far, reference_energies={1: -13.6, 6: -1000.0, 8: -2000.0}).to(dtype)
+    model = AugmentedPotential(backbone, far, reference_energies={1: -13.6, 6: -1000.0, 8: -2000.0}).double()
+    model.calibrate(mixed())
+    return model.to(dtype)
 
 
-def slope_of(energy: Callable[[float], torch.Tensor], step: float = 1e-3) -> torch.Tensor:
+def slope_of(energy: Callable[[float], torch.Tensor], step: float = 1e-4) -> torch.Tensor:
     """Derivative at 0 by the five-point formula."""
     with torch.no_grad():
         near = energy(step) - energy(-step)

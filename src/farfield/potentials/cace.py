@@ -70,6 +70,8 @@ class CACE(nn.Module):
     element_index: Tensor
     energy_scale: Tensor
     basis_scale: Tensor
+    vector_scale: Tensor
+    tensor_scale: Tensor
 
     def __init__(
         self,
@@ -149,6 +151,11 @@ class CACE(nn.Module):
         self.register_buffer("energy_scale", torch.ones(()))
         self.register_buffer("basis_scale", torch.ones(max_l + 1))
         kinds_v, kinds_t = covariant_counts(max_l, max_nu)
+        # made only where they are used
+        if n_vectors:
+            self.register_buffer("vector_scale", torch.ones(()))
+        if n_tensors:
+            self.register_buffer("tensor_scale", torch.ones(()))
         self.vectors = ScaledLinear(kinds_v * channels, n_vectors, bias=False) if n_vectors else None
         self.tensors = ScaledLinear(kinds_t * channels, n_tensors, bias=False) if n_tensors else None
 
@@ -208,10 +215,15 @@ class CACE(nn.Module):
         for t, module in enumerate(self.invariants):
             if t:
                 basis = self.layers[t - 1](torch.cat(scalars, dim=-1), basis, radial, angular, others, calibrate=True)
-            invariants = products(basis, self.max_nu).invariants
+            found = products(basis, self.max_nu, covariants=True)
+            invariants = found.invariants
             assert isinstance(module, _Invariants)
             module.calibrate(invariants, element)
             scalars.append(module(invariants, element))
+        for name, kinds in (("vector_scale", found.vectors), ("tensor_scale", found.tensors)):
+            if name in self._buffers:
+                size = torch.cat(kinds, dim=-1).square().mean().sqrt()
+                getattr(self, name).copy_(1.0 / size.clamp(min=1e-6))
 
     def _elements(self, batch: AtomicBatch) -> Tensor:
         """Row of each atom in the element embeddings."""
@@ -279,11 +291,11 @@ class CACE(nn.Module):
 
     def _vectors(self, kinds: list[Tensor]) -> Float[Tensor, "atoms channels 3"]:
         assert self.vectors is not None  # narrows the type
-        return self.vectors(torch.cat(kinds, dim=-1)).permute(1, 2, 0)
+        return self.vectors(self.vector_scale * torch.cat(kinds, dim=-1)).permute(1, 2, 0)
 
     def _tensors(self, kinds: list[Tensor]) -> Float[Tensor, "atoms channels 3 3"]:
         assert self.tensors is not None  # narrows the type
-        return traceless_tensors(self.tensors(torch.cat(kinds, dim=-1)))
+        return traceless_tensors(self.tensors(self.tensor_scale * torch.cat(kinds, dim=-1)))
 
 
 def _gather(values: Tensor, others: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from farfield.potentials.linear import ScaledLinear
 class ChargeHead(nn.Module):
     """Latent charge of each atom: a linear map plus a perceptron of its invariant features.
 
-    Vector and tensor features, where given, enter by their squared norms.
+    Vector and tensor features, where given, enter by their lengths.
 
     Parameters
     ----------
@@ -58,13 +58,18 @@ class ChargeHead(nn.Module):
         """Return the raw outputs (e for charges)."""
         parts = [scalars]
         if vectors is not None:
-            parts.append(vectors.square().sum(-1))
+            parts.append(_length(vectors.square().sum(-1)))
         if tensors is not None:
-            parts.append(tensors.square().sum((-1, -2)))
+            parts.append(_length(tensors.square().sum((-1, -2))))
         if inputs is not None:
             parts.append(inputs)
         joined = torch.cat(parts, dim=-1) if len(parts) > 1 else scalars
         return self.scale * (self.linear(joined) + self.perceptron(joined))
+
+
+def _length(square: Tensor) -> Tensor:
+    """√(1 + |v|²) − 1: a length that is smooth at zero and does not run away where features are large."""
+    return (1.0 + square).sqrt() - 1.0
 
 
 class VectorHead(nn.Module):
