@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from farfield.training.config import LossConfig, StageConfig
@@ -62,9 +63,9 @@ class Errors:
         eV/Å³, shape (systems, 3, 3), or None.
     """
 
-    energy: Tensor
-    forces: Tensor | None
-    stress: Tensor | None
+    energy: Float[Tensor, " systems"]
+    forces: Float[Tensor, "atoms 3"] | None
+    stress: Float[Tensor, "systems 3 3"] | None
 
 
 def errors_of(prediction: Any, labels: dict[str, Tensor], counts: Tensor, parts: Sequence[str]) -> Errors:

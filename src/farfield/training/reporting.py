@@ -78,10 +78,11 @@ class Reporter:
             if key != "epoch":
                 self.writer.add_scalar(key, value, row["epoch"])
         self.write_csv(history)
+        part = "validation" if "validation/loss" in row else "train"
         figures = "  ".join(
-            f"{'E' if 'energy' in key else 'F'} {row[key]:.3g} {UNITS[key.split('/')[1].split('_')[0]]}"
-            for key in ("validation/energy_rmse", "validation/forces_rmse")
-            if key in row
+            f"{symbol} {row[key]:.3g} {UNITS[quantity]}"
+            for symbol, quantity in (("E", "energy"), ("F", "forces"))
+            if (key := f"{part}/{quantity}_rmse") in row
         )
         if self.progress is not None:
             self.progress.update(self.task, completed=row["epoch"] + 1, figures=figures)
