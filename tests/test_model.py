@@ -11,12 +11,13 @@ from ase.build import bulk
 from ase.build import molecule as named_molecule
 from small_models import small_model
 
-from farfield import zoo
+from farfield import observables, zoo
 from farfield.card import ModelCard
 from farfield.ensemble import Ensemble
 from farfield.gauge import fix_gauge
 from farfield.model import PROPERTIES, Model, load
 from farfield.model_file import ModelFileError
+from farfield.observables import MultipoleModel
 
 ALL = [name for name in PROPERTIES if name != "stress"]
 
@@ -248,6 +249,29 @@ def test_forces_in_a_field(close, molecules):
     close(model.forces_in_field(molecules, field), np.einsum("a,nab->nb", field.numpy(), born))
 
 
+@pytest.mark.parametrize("layers", [0, 1])
+def test_born_charges_are_derivatives_of_the_dipole(close, layers):
+    model = small_model(layers=layers, card={"gauge_sign": -1})
+    atoms, step = named_molecule("CH3OH"), 1e-5
+    born = model.compute(atoms, ["born_charges"])["born_charges"]
+    moved = []
+    for index in range(len(atoms)):
+        for axis in range(3):
+            for sign in (1, -1):
+                moved.append(atoms.copy())
+                moved[-1].positions[index, axis] += sign * step
+    dipoles = model.compute(moved, ["dipole"])["dipole"].reshape(len(atoms), 3, 2, 3)
+    close(born, ((dipoles[:, :, 0] - dipoles[:, :, 1]) / (2 * step)).transpose(0, 2, 1), rtol=1e-6, atol=1e-6)
+
+
+def test_observables_take_a_model_as_it_is(close, molecules):
+    model = small_model(card={"gauge_sign": -1})
+    batch = model.as_batch(molecules)
+    assert isinstance(model, MultipoleModel)
+    found = observables.dipole(model, batch, scale=model.scale(batch))
+    close(found, model.compute(molecules, ["dipole"])["dipole"])
+
+
 def test_wrong_requests_are_refused(molecules):
     model = small_model()
     with pytest.raises(ValueError, match="Unknown property 'enrgy'. Must be one of energy"):
@@ -360,9 +384,10 @@ def test_ensemble_of_unlike_models_is_refused():
         Ensemble([small_model(), small_model(long_range=False)])
 
 
-def test_model_is_left_in_evaluation_mode():
+def test_a_model_does_not_freeze_its_potential():
+    # A model made of a potential in training must not stop that training.
     model = small_model()
-    assert not model.potential.training
-    assert not any(p.requires_grad for p in model.potential.parameters())
     assert isinstance(model, Model)
     assert "long-range" in repr(model)
+    assert not model.potential.training
+    assert all(p.requires_grad for p in model.potential.parameters())

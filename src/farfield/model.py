@@ -19,7 +19,7 @@ from farfield.card import ModelCard
 from farfield.electrostatics.multipoles import Multipoles
 from farfield.model_file import ModelFileError, read_model_file, write_model_file
 from farfield.observables.born import DEFAULT_HARMONICS, born_charges, forces_in_field
-from farfield.observables.moments import MultipoleModel, dipole_moment, physical, quadrupole_moment, with_neighbors
+from farfield.observables.moments import dipole_moment, physical, quadrupole_moment, with_neighbors
 from farfield.potentials.augmented import AugmentedPotential
 
 if TYPE_CHECKING:
@@ -86,7 +86,9 @@ class Model:
     """
 
     def __init__(self, potential: AugmentedPotential, card: ModelCard | None = None) -> None:
-        self.potential = potential.eval().requires_grad_(False)
+        # The weights keep requiring gradients: torch.matmul rounds otherwise without, and a model saved straight from
+        # training is to give the same bits as after loading.
+        self.potential = potential.eval()
         card = card or ModelCard()
         recipe = potential.config()["backbone"]
         self.card = card.replace(
@@ -120,6 +122,29 @@ class Model:
     def uses_total_charge(self) -> bool:
         """Whether the model must be told the total charge of every system."""
         return self.potential.long_range is not None and self.potential.long_range.total_charge is not None
+
+    @property
+    def receptive_radius(self) -> float:
+        """Distance up to which an atom feels others through the features (Å)."""
+        return self.potential.receptive_radius
+
+    def add_neighbors(self, batch: AtomicBatch) -> AtomicBatch:
+        """Return the batch with the neighbours that the model needs."""
+        return self.potential.add_neighbors(batch)
+
+    def multipoles(self, batch: AtomicBatch, *, detach_total: bool = False) -> Multipoles:
+        """Latent multipoles of a batch with neighbours, with their graph; times `scale` they are physical.
+
+        With this, `receptive_radius` and `add_neighbors` a model can be given to all of `farfield.observables`.
+
+        Raises
+        ------
+        ValueError
+            If the model has no long-range part.
+        """
+        return self.potential.multipoles(
+            _in_gauge(self.potential, batch, self.card.gauge_sign), detach_total=detach_total
+        )
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Model:
         """Move the weights to another device or dtype, in place, and return the model."""
@@ -308,7 +333,7 @@ class Model:
             values = self._energies_and_moments(chunk, properties, scale, origin)
             for name in set(properties) & set(_BORN):
                 values[name] = born_charges(
-                    self.observed, chunk, harmonics=harmonics, fit=fit, mean=mean, scale=scale, sum_rule=sum_rule
+                    self, chunk, harmonics=harmonics, fit=fit, mean=mean, scale=scale, sum_rule=sum_rule
                 )
             for name in properties:
                 found[name].append(values[name].detach())
@@ -334,12 +359,7 @@ class Model:
         """
         batch = self.potential.add_neighbors(self.as_batch(structures, total_charge))
         scale = self.scale(batch, options.pop("epsilon_infinity", None))
-        return forces_in_field(self.observed, batch, torch.as_tensor(field), scale=scale, **options).detach()
-
-    @property
-    def observed(self) -> MultipoleModel:
-        """The potential as `farfield.observables` take it, to be used with `scale`."""
-        return _Gauged(self.potential, self.card.gauge_sign)
+        return forces_in_field(self, batch, torch.as_tensor(field), scale=scale, **options).detach()
 
     def _energies_and_moments(
         self, chunk: AtomicBatch, properties: Sequence[str], scale: Tensor, origin: Literal["zero", "centre"]
@@ -347,17 +367,19 @@ class Model:
         values: dict[str, Any] = {}
         multipoles = None
         if set(properties) & set(_ENERGETIC):
-            prediction = self.potential.predict(
-                _in_gauge(self.potential, chunk, self.card.gauge_sign),
-                forces="forces" in properties,
-                stress="stress" in properties,
-            )
+            # Without derivatives `predict` builds a graph only if asked to.
+            with torch.no_grad():
+                prediction = self.potential.predict(
+                    _in_gauge(self.potential, chunk, self.card.gauge_sign),
+                    forces="forces" in properties,
+                    stress="stress" in properties,
+                )
             values = {name: getattr(prediction, name) for name in _ENERGETIC}
             multipoles = prediction.multipoles
         if not set(properties) & set(_MOMENTS):
             return values
         with torch.no_grad():
-            latent = multipoles or self.observed.multipoles(chunk)
+            latent = multipoles or self.multipoles(chunk)
             values |= _moments(chunk, properties, latent, physical(chunk, latent, scale), origin)
         return values
 
@@ -377,24 +399,6 @@ class Model:
                 f"the model {self.card.name!r} needs the total charge of every system: set atoms.info['total_charge'] "
                 "(e), or pass `total_charge`"
             )
-
-
-class _Gauged:
-    """A potential whose constraint on the total charge is turned to the sign of its latent charges."""
-
-    def __init__(self, potential: AugmentedPotential, sign: int) -> None:
-        self.potential = potential
-        self.sign = sign
-
-    @property
-    def receptive_radius(self) -> float:
-        return self.potential.receptive_radius
-
-    def add_neighbors(self, batch: AtomicBatch) -> AtomicBatch:
-        return self.potential.add_neighbors(batch)
-
-    def multipoles(self, batch: AtomicBatch, *, detach_total: bool = False) -> Multipoles:
-        return self.potential.multipoles(_in_gauge(self.potential, batch, self.sign), detach_total=detach_total)
 
 
 def _in_gauge(potential: AugmentedPotential, batch: AtomicBatch, sign: int) -> AtomicBatch:

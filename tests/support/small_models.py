@@ -38,6 +38,15 @@ def small_model(
         references = {1: -0.5, 6: -1.25, 8: -2.75, 11: -0.3, 17: -1.7}  # small: differences keep their digits
         potential = AugmentedPotential(backbone, head, reference_energies=references).to(dtype)
         # Without its starting scales the random model has forces of 10⁴ eV/Å.
-        usual = from_ase([molecule("CH3OH"), molecule("H2O"), bulk("NaCl", "rocksalt", 4.4, cubic=True)], dtype=dtype)
+        usual = from_ase(
+            [
+                molecule("CH3OH"),
+                molecule("CO2"),
+                molecule("H2"),
+                molecule("H2O"),
+                bulk("NaCl", "rocksalt", 4.4, cubic=True),
+            ],
+            dtype=dtype,
+        )
         potential.calibrate(potential.add_neighbors(usual), 1.0)
     return Model(potential, ModelCard(name="small", **(card or {})))
