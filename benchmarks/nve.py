@@ -1,0 +1,72 @@
+"""Energy conservation of a model in molecular dynamics at constant energy.
+
+    python benchmarks/nve.py MODEL STRUCTURE [--picoseconds 10] [--step 0.5] [--temperature 300] [--seed 0]
+
+Velocity Verlet in float64 from Maxwell–Boltzmann velocities without drift of the centre of mass. Prints the drift of
+the total energy (slope of a straight line through it, times the length of the run), its fluctuation about that line,
+both in meV/atom, the temperatures of the first and last tenth, and the time per step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import ase.io
+import numpy as np
+import torch
+from ase import units
+from ase.md.velocitydistribution import Stationary
+from ase.md.verlet import VelocityVerlet
+
+import farfield as ff
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("structure", help="a file that ase.io.read understands; its first frame is taken")
+    parser.add_argument("--picoseconds", type=float, default=10.0)
+    parser.add_argument("--step", type=float, default=0.5, help="time step (fs)")
+    parser.add_argument("--temperature", type=float, default=300.0, help="of the initial velocities (K)")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+
+    atoms = ase.io.read(options.structure, index=0)
+    atoms.calc = ff.Calculator(options.model, dtype=torch.float64)
+    spread = np.sqrt(units.kB * options.temperature / atoms.get_masses())
+    atoms.set_velocities(np.random.default_rng(options.seed).normal(size=(len(atoms), 3)) * spread[:, None])
+    Stationary(atoms)
+
+    energies: list[float] = []
+    temperatures: list[float] = []
+    dynamics = VelocityVerlet(atoms, options.step * units.fs)
+
+    def record() -> None:
+        energies.append(atoms.get_total_energy() / len(atoms) * 1000.0)
+        temperatures.append(atoms.get_temperature())
+        if len(energies) % 1000 == 0:
+            now = len(energies) * options.step / 1000.0
+            print(f"{now:6.2f} ps  {energies[-1] - energies[0]:+.4f} meV/atom  {temperatures[-1]:.0f} K", flush=True)
+
+    dynamics.attach(record)
+    steps = round(options.picoseconds * 1000.0 / options.step)
+    start = time.perf_counter()
+    dynamics.run(steps)
+    wall = time.perf_counter() - start
+
+    t = np.arange(len(energies)) * options.step / 1000.0
+    slope, offset = np.polyfit(t, energies, 1)
+    rest = np.array(energies) - (slope * t + offset)
+    tenth = max(len(energies) // 10, 1)
+    print(f"{len(atoms)} atoms, {steps} steps of {options.step} fs, model {options.model}")
+    print(f"drift        {slope * t[-1]:+.4f} meV/atom over {t[-1]:.2f} ps")
+    print(f"fluctuation  {rest.std():.4f} meV/atom (standard deviation about the line)")
+    print(
+        f"temperature  {np.mean(temperatures[:tenth]):.0f} K at first, {np.mean(temperatures[-tenth:]):.0f} K at last"
+    )
+    print(f"neighbours   found {atoms.calc.neighbors.builds} times; {wall / steps * 1000.0:.1f} ms a step")
+
+
+if __name__ == "__main__":
+    main()
