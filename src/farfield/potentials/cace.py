@@ -331,13 +331,19 @@ class _Invariants(nn.Module):
     def calibrate(self, invariants: Tensor, element: Tensor) -> None:
         flat = invariants.transpose(0, 1).flatten(1)
         size = flat.square().mean(0)
+        # A channel that these structures leave empty, say of a pair of elements that never meet, is measured by the
+        # others of its kind: else the first such pair to come would be blown up without bound.
+        kinds = size.unflatten(0, invariants.shape[::2])
+        usual = kinds.median(1, keepdim=True).values + 1e-2 * kinds.mean(1, keepdim=True)
+        size = (kinds + 1e-2 * usual).flatten()
         for row in range(len(self.mean)):
             # an element that hardly occurs takes the statistics of all
             own = flat[element == row]
             own = own if len(own) > 8 else flat
             self.mean[row] = own.mean(0)
             # no feature is blown up by more than its size warrants
-            self.scale[row] = (own.var(0, correction=0) + 1e-2 * size).clamp(min=1e-12).rsqrt()
+            square = own.var(0, correction=0) + 1e-2 * size
+            self.scale[row] = torch.where(square > 0, square, 1.0).rsqrt()
 
 
 class _Message(nn.Module):
