@@ -88,10 +88,11 @@ def _command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     return decorate
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool) -> bool:
     if wanted:
         typer.echo(f"farfield {farfield.__version__}")
         raise typer.Exit
+    return wanted  # what a callback returns becomes the option's value
 
 
 @app.callback()

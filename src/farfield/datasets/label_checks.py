@@ -420,7 +420,10 @@ def check_against_fit(view: View, fit: QuickFit) -> list[Finding]:
     """Energies and stress against those that the forces imply, and single forces against the fit."""
     if fit.rmse[-1] > 0.4 * fit.spread:
         return []  # a fit that does not know the forces knows nothing else
-    return _check_energy_unit(view, fit) + _check_stress(view, fit) + _check_fit_outliers(view, fit)
+    energy, stress = _check_energy_unit(view, fit), _check_stress(view, fit)
+    if energy and "wrong sign" in energy[0].message:
+        stress = []  # if energies and stress both contradict the forces, it is the forces that are wrong
+    return energy + stress + _check_fit_outliers(view, fit)
 
 
 def _slope(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> tuple[float, float]:
@@ -439,15 +442,21 @@ def _check_energy_unit(view: View, fit: QuickFit) -> list[Finding]:
         return []
     formulas = [view.formula(fit.used[k]) for k in rows]
     energy = np.array([float(view.samples[fit.used[k]].labels["energy"][0]) for k in rows])
-    # Constants of the elements differ between the two: compare within each composition.
-    x, y = [], []
+    volume = np.array([_volume(view.samples[fit.used[k]].batch) for k in rows])
+    # Constants of the elements differ between the two, and forces leave a pressure open: compare within each
+    # composition, and what does not go with the volume.
+    x: list[np.ndarray] = []
+    y: list[np.ndarray] = []
     for formula in set(formulas):
-        members = [m for m, other in enumerate(formulas) if other == formula]
-        if len(members) > 1:
-            ours = fit.energies[[rows[m] for m in members]]
-            x.append(ours - np.median(ours))
-            y.append(energy[members] - np.median(energy[members]))
-    if not x or sum(len(part) for part in x) < 10:
+        members = np.array([m for m, other in enumerate(formulas) if other == formula])
+        basis = [np.ones(len(members))]
+        if np.ptp(volume[members]) > 1e-4 * volume[members].mean():
+            basis += [volume[members] - volume[members].mean(), (volume[members] - volume[members].mean()) ** 2]
+        if len(members) > len(basis):
+            q, _ = np.linalg.qr(np.stack(basis, axis=1))
+            for target, values in ((x, fit.energies[[rows[m] for m in members]]), (y, energy[members])):
+                target.append(values - q @ (q.T @ values))
+    if sum(len(part) for part in x) < 10:
         return []
     slope, correlation = _slope(np.concatenate(x), np.concatenate(y))
     if abs(correlation) < 0.8:
@@ -467,13 +476,17 @@ def _check_energy_unit(view: View, fit: QuickFit) -> list[Finding]:
     ]
     if not explained or correlation < 0.9:
         return []
-    wrong, ratio = explained[0]
+    wrong, ratio = min(explained, key=lambda pair: abs(np.log(slope / pair[1])))
     message = (
         f"energies vary {slope:.3g} times as much as the work of the forces (correlation {correlation:.2f}; "
         f"{ratio:.3g} if "
         f"{wrong}): units of energy and force do not belong together"
     )
     return [Finding("warning", "units", message)]
+
+
+def _volume(batch: AtomicBatch) -> float:
+    return float(batch.cell[0].double().det().abs()) if bool(batch.pbc.all()) else 0.0
 
 
 def _check_stress(view: View, fit: QuickFit) -> list[Finding]:
@@ -517,13 +530,14 @@ def _check_stress(view: View, fit: QuickFit) -> list[Finding]:
         return [Finding("warning", "stress", message)]
     if abs(np.log(slope)) < np.log(3.0):
         return []
-    volume = float(np.median([float(view.samples[fit.used[k]].batch.cell[0].det().abs()) for k in rows]))
-    candidates = {f"{unit} for eV/Å³": 1.0 / conversion(unit, "stress") for unit in ("GPa", "kbar", "bar")}
-    candidates["a virial (eV), not divided by the volume"] = volume
+    volume = float(np.median([_volume(view.samples[fit.used[k]].batch) for k in rows]))
+    candidates = {f"the stress is in {unit}": 1.0 / conversion(unit, "stress") for unit in ("GPa", "kbar", "bar")}
+    candidates["the stress is a virial (eV), not divided by the volume"] = volume
+    candidates |= {f"the forces are in {unit}": conversion(unit, "forces") for unit in _FORCE_UNITS}
     likely = min(candidates, key=lambda unit: abs(np.log(slope / candidates[unit])))
     message = (
-        f"the stress is {slope:.3g} times that which the forces imply (correlation {correlation:.2f}): it looks like "
-        f"{likely} (factor {candidates[likely]:.3g})"
+        f"the stress is {slope:.3g} times that which the forces imply (correlation {correlation:.2f}); it would be "
+        f"{candidates[likely]:.3g} times if {likely}"
     )
     return [Finding("warning", "stress", message)]
 

@@ -61,14 +61,14 @@ class Comparison:
     system
         Index of the structure of each row in the file, shape (rows,).
     numbers
-        Atomic number of each row, shape (rows,); empty where rows are systems.
+        Atomic number of each row where rows are atoms, else empty.
     """
 
     key: str
     predicted: Float[np.ndarray, "rows components"]
     reference: Float[np.ndarray, "rows components"]
     system: Int[np.ndarray, " rows"]
-    numbers: Int[np.ndarray, " rows"] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    numbers: Int[np.ndarray, " atoms"] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     @property
     def quantity(self) -> Quantity:

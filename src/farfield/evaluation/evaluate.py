@@ -353,7 +353,8 @@ def _predict(
         counts = [sample.batch.n_atoms for sample in samples]
         for key in keys:
             values = torch.as_tensor(output[QUANTITIES[key].label]).detach().cpu().double().numpy()
-            parts = np.split(values, np.cumsum(counts)[:-1]) if QUANTITIES[key].per_atom else list(values)
+            rows_of = counts if QUANTITIES[key].per_atom else [1] * len(samples)
+            parts = np.split(values, np.cumsum(rows_of)[:-1])
             for index, sample, part in zip(group, samples, parts, strict=True):
                 rows.setdefault(key, []).append(_compare(key, index, sample, part, origin))
         if progress is not None:
@@ -438,7 +439,7 @@ def _check_origin(comparison: Comparison, data: Dataset) -> str | None:
         )
     before, after = float(np.sqrt((error**2).mean())), float(np.sqrt(np.square(left).mean()))
     # An origin takes away up to three of five components: √(2/5) = .63 is left of an error of any other kind.
-    if after > 0.4 * before:
+    if before < 1e-3 or after > 0.4 * before:
         return None
     return (
         f"Quadrupole: with the origin of each label free the RMSE falls from {before:.3g} to {after:.3g} e·Å²: the "

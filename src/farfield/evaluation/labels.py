@@ -29,7 +29,7 @@ _SUSPECTS = {
 }
 
 
-def traceless(tensors: Float[np.ndarray, "systems 3 3"]) -> Float[np.ndarray, "systems 3 3"]:
+def traceless(tensors: Float[np.ndarray, "*systems 3 3"]) -> Float[np.ndarray, "*systems 3 3"]:
     """Take a third of the trace off the diagonal."""
     return tensors - np.trace(tensors, axis1=-2, axis2=-1)[..., None, None] / 3.0 * np.eye(3)
 
@@ -60,7 +60,7 @@ def shifted_quadrupole(
 
 
 def label_origin(
-    positions: Float[np.ndarray, "atoms 3"], masses: Float[np.ndarray, " atoms"], origin: QuadrupoleOrigin
+    positions: Float[np.ndarray, "atoms 3"], masses: Float[np.ndarray, " atoms"], origin: str
 ) -> Float[np.ndarray, "3"]:
     """Point that second moments are counted from: geometric centre, centre of mass, or zero of the coordinates (Å).
 

@@ -112,18 +112,20 @@ def draw_parity(axes: Axes, comparison: Comparison) -> None:
             reference, predicted, gridsize=70, extent=(low, high, low, high), bins="log", mincnt=1, cmap=ramp,
             linewidths=0.15, zorder=2,
         )  # fmt: skip
-        bar = axes.figure.colorbar(cells, ax=axes, fraction=0.04, pad=0.02)
+        # inside, in the corner that the diagonal leaves free, so that all plots have one size
+        place = axes.inset_axes((0.62, 0.1, 0.35, 0.025))
+        bar = axes.figure.colorbar(cells, cax=place, orientation="horizontal")
         bar.outline.set_visible(False)
-        bar.ax.tick_params(length=2, labelsize=7)
-        bar.set_label("points per cell", fontsize=7.5)
+        bar.ax.tick_params(length=2, labelsize=6.5, pad=1, which="both")
+        bar.ax.set_title("points per cell", fontsize=7, fontweight="normal", color=_MUTED, pad=3, loc="center")
     else:
         axes.scatter(reference, predicted, s=16, color=_POINT, alpha=0.65, linewidths=0, zorder=2)
 
     axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
-    axes.set_title(quantity.title, pad=24)
+    axes.set_title(quantity.title, pad=31)
     axes.text(
-        0.0, 1.015, summary(comparison.metrics), transform=axes.transAxes, fontsize=7.6, color=_MUTED, va="bottom",
-        linespacing=1.25,
+        0.0, 1.015, summary(comparison.metrics), transform=axes.transAxes, fontsize=8.2, color=_MUTED, va="bottom",
+        linespacing=1.3,
     )  # fmt: skip
     axes.set_xlabel(f"label ({quantity.unit}{suffix})")
     axes.set_ylabel(f"model ({quantity.unit})")

@@ -151,7 +151,7 @@ def report_body(evaluation: Evaluation, pictures: Mapping[str, Path]) -> str:
         "sign of the charges are those stored in the model; nothing was fitted to these data.</p>",
         html_table(METRICS_HEADER, metrics_rows(evaluation)),
         '<p class="muted">R² = 1 − SS<sub>res</sub>/SS<sub>tot</sub>; r² is the squared Pearson correlation, blind to '
-        "scale and offset. All Cartesian components are pooled. The centred one is the RMSE that is left without the mean "
+        "scale and offset. All Cartesian components are pooled. Centred is the RMSE that is left without the mean "
         "error. Quadrupoles are traceless, about the geometric centre, six upper components.</p>",
     ]
     if evaluation.notes:
