@@ -128,7 +128,7 @@ def test_config_rebuilds_the_module(model):
 
 
 def test_calibration_standardizes_the_invariants_of_each_element():
-    model = backbone(n_layers=1)
+    model = backbone(n_layers=1, saturation=None)
     batch = joined([molecule(9, seed) for seed in range(12)], 3.0)
     model.calibrate(batch, force_scale=0.5)
     seen = {}
@@ -170,6 +170,7 @@ def test_one_atom_and_no_atoms_work(model):
         ({"max_nu": 0}, "max_nu"),
         ({"n_layers": -1}, "n_layers"),
         ({"n_radial": 0}, "n_radial"),
+        ({"saturation": 0.0}, "saturation"),
         ({"max_l": 0, "n_vectors": 2}, "n_vectors"),
     ],
 )
@@ -209,10 +210,27 @@ def test_bessel_functions_are_orthonormal():
     assert math.isclose(basis[1, 0].item(), math.sqrt(2 / 3) * math.pi / 3, rel_tol=1e-6)
 
 
-def test_calibration_survives_pairs_that_it_has_not_seen():
-    model = backbone(n_layers=0)
+def test_structures_far_from_the_training_set_get_bounded_features():
+    seen = []
+    crowded = joined([molecule(9, 1).replace(positions=0.3 * molecule(9, 1).positions)], 3.0)
+    sizes = {}
+    for saturation in (None, 30.0):
+        model = backbone(n_layers=1, saturation=saturation)
+        model.calibrate(joined([molecule(9, seed) for seed in range(12)], 3.0))
+        for module in model.invariants:
+            module.linear.register_forward_hook(lambda module, args, _: seen.append(args[0].abs().max()))
+        model(crowded)
+        sizes[saturation] = max(seen)
+        seen.clear()
+    assert sizes[None] > 1e3
+    assert sizes[30.0] <= 30.0
+
+
+def test_saturation_leaves_usual_structures_as_they_are():
     batch = joined([molecule(9, seed) for seed in range(12)], 3.0)
-    apart = batch.replace(numbers=torch.tensor([1, 6, 8])[batch.system % 3])  # unlike atoms never meet
-    model.calibrate(apart)
-    known = model(apart).energy.abs().max()
-    assert model(batch).energy.abs().max() < 1e3 * max(known, torch.tensor(1.0))
+    energies = []
+    for saturation in (None, 1e4):
+        model = backbone(n_layers=1, saturation=saturation)
+        model.calibrate(batch)
+        energies.append(model(batch).energy)
+    torch.testing.assert_close(energies[1], energies[0], rtol=1e-4, atol=1e-4)

@@ -60,6 +60,9 @@ class CACE(nn.Module):
         Vector and tensor features to give; none by default.
     cutoff_power
         Power of the polynomial cutoff.
+    saturation
+        Standard deviations (of the training structures, per element) at which invariants level off, so that structures
+        far from the training set get bounded energies, not products of large numbers; None: never.
 
     Raises
     ------
@@ -90,6 +93,7 @@ class CACE(nn.Module):
         n_vectors: int = 0,
         n_tensors: int = 0,
         cutoff_power: int = 6,
+        saturation: float | None = 30.0,
     ) -> None:
         super().__init__()
         if not elements or any(not 1 <= int(z) <= 118 for z in elements):
@@ -110,6 +114,8 @@ class CACE(nn.Module):
         for name, value in counts.items():
             if value < 1:
                 raise ValueError(f"`{name}` is {value} but must be at least 1")
+        if saturation is not None and not saturation > 0:
+            raise ValueError(f"`saturation` is {saturation} but must be positive, or None")
         if n_layers < 0:
             raise ValueError(f"`n_layers` is {n_layers} but must not be negative")
         self._config = {
@@ -117,6 +123,7 @@ class CACE(nn.Module):
             "n_radial": n_radial, "n_embedding": n_embedding, "max_l": max_l, "max_nu": max_nu,
             "n_layers": n_layers, "n_message_channels": n_message_channels, "n_features": n_features,
             "n_hidden": list(n_hidden), "n_vectors": n_vectors, "n_tensors": n_tensors, "cutoff_power": cutoff_power,
+            "saturation": saturation,
         }  # fmt: skip
         self.cutoff = float(cutoff)
         self.receptive_radius = float(cutoff) * (1 + n_layers)
@@ -140,7 +147,7 @@ class CACE(nn.Module):
             _Message(n_features * (t + 1), channels, n_bessel, self.ranks, n_message_channels) for t in range(n_layers)
         )
         self.invariants = nn.ModuleList(
-            _Invariants(kinds * channels, n_features, len(elements)) for _ in range(1 + n_layers)
+            _Invariants(kinds * channels, n_features, len(elements), saturation) for _ in range(1 + n_layers)
         )
         self.linear_energy = ScaledLinear(self.n_scalars, 1, bias=False)
         widths = [self.n_scalars, *n_hidden]
@@ -308,14 +315,15 @@ class _Invariants(nn.Module):
 
     The invariants of an element differ little from structure to structure beside their mean (bonds are all about as
     long), and it is the difference that matters: they enter standardized per element, by fixed numbers that
-    `calibrate` sets.
+    `calibrate` sets. Beyond ``saturation`` standard deviations they level off.
     """
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, n_in: int, n_out: int, n_elements: int) -> None:
+    def __init__(self, n_in: int, n_out: int, n_elements: int, saturation: float | None) -> None:
         super().__init__()
+        self.saturation = saturation
         self.linear = ScaledLinear(n_in, n_out, bias=False)
         self.bias = nn.Embedding(n_elements, n_out)
         self.gate = ScaledLinear(n_out, n_out)
@@ -325,17 +333,14 @@ class _Invariants(nn.Module):
 
     def forward(self, invariants: Tensor, element: Tensor) -> Tensor:
         flat = (invariants.transpose(0, 1).flatten(1) - self.mean[element]) * self.scale[element]
+        if self.saturation is not None:
+            flat = flat * (1.0 + (flat / self.saturation).square()).rsqrt()
         hidden = self.linear(flat) + self.bias(element)
         return hidden + nn.functional.silu(self.gate(hidden))
 
     def calibrate(self, invariants: Tensor, element: Tensor) -> None:
         flat = invariants.transpose(0, 1).flatten(1)
         size = flat.square().mean(0)
-        # A channel that these structures leave empty, say of a pair of elements that never meet, is measured by the
-        # others of its kind: else the first such pair to come would be blown up without bound.
-        kinds = size.unflatten(0, invariants.shape[::2])
-        usual = kinds.median(1, keepdim=True).values + 1e-2 * kinds.mean(1, keepdim=True)
-        size = (kinds + 1e-2 * usual).flatten()
         for row in range(len(self.mean)):
             # an element that hardly occurs takes the statistics of all
             own = flat[element == row]
