@@ -18,7 +18,7 @@ from small_training import small_config, write_clusters
 from farfield.training.checkpoint import load_checkpoint
 from farfield.training.config import ConfigError
 from farfield.training.loop import Trainer
-from farfield.training.run import train
+from farfield.training.run import finish, train
 
 CHECKPOINT = Path("small") / "checkpoints" / "last.ckpt"
 
@@ -41,8 +41,7 @@ def final_state(folder: Path) -> dict[str, Any]:
     """Return the last checkpoint without what has to differ: clock times, and where it was written."""
     state = load_checkpoint(folder / CHECKPOINT)
     del state["seconds"], state["config"]
-    for row in state["history"]:
-        del row["seconds"]
+    state["history"]["values"][:, state["history"]["columns"].index("seconds")] = 0
     return state
 
 
@@ -164,7 +163,36 @@ def test_a_diverging_training_keeps_the_last_sound_checkpoint(
 
     monkeypatch.setattr(Trainer, "train_step", poisoned)
     with pytest.raises(FloatingPointError, match="learning_rate"):
-        train(small_config(data, tmp_path), quiet=True)
+        train(small_config(data, tmp_path, checkpoint_minutes=0), quiet=True)
     state = load_checkpoint(tmp_path / CHECKPOINT)
-    assert state["epoch"] == 1
+    assert state["step"] == 7  # steps 0 to 6; the poisoned one was not written
     assert all(torch.isfinite(value).all() for value in state["weights"].values() if value.is_floating_point())
+
+
+def test_a_stopped_run_can_be_finished_as_it_is(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Trainer.train_step
+
+    def interrupted(self: Trainer, *arguments: Any) -> None:
+        original(self, *arguments)
+        if self.step == 12:
+            signal.raise_signal(signal.SIGINT)
+
+    config = small_config(data, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", interrupted)
+        assert train(config, quiet=True).model is None
+    result = finish(config, quiet=True)
+    assert result.model is not None
+    assert result.model.is_file()
+    assert result.epochs == 2
+
+
+def test_the_table_of_a_killed_run_is_mended(data: Path, tmp_path: Path) -> None:
+    train(small_config(data, tmp_path, epochs=2), quiet=True)
+    table = tmp_path / "small" / "metrics.csv"
+    before = table.read_text()
+    table.write_text(before + before.splitlines()[-1] + "\n3,0.0")
+    train(small_config(data, tmp_path, epochs=3), resume=True, quiet=True)
+    lines = table.read_text().splitlines()
+    assert lines[:3] == before.splitlines()
+    assert [line.split(",")[0] for line in lines] == ["epoch", "0", "1", "2"]

@@ -22,7 +22,7 @@ from farfield.training.data import load_training_data
 from farfield.training.interrupt import Interrupt
 from farfield.training.losses import ErrorSums, final_weights
 from farfield.training.module import PotentialModule, make_optimizer
-from farfield.training.reporting import Reporter
+from farfield.training.reporting import History, Reporter
 from farfield.training.sampler import EpochBatches
 from farfield.training.schedules import AveragedWeights, EarlyStopping, LearningRate
 
@@ -92,9 +92,11 @@ class Trainer:
         self.stopping = EarlyStopping(config.stop, config.loss.stages[-1].from_epoch + config.loss.stages[-1].ramp)
         self.sums = ErrorSums(self.fabric.device)
         self.epoch = self.batch = self.step = 0
-        self.history: list[dict[str, Any]] = []
+        self.history = History(self._columns())
         self.best: dict[str, torch.Tensor] = {}
         self.seconds = 0.0
+        self.started = self.last_saved = time.monotonic()
+        self.save_seconds = 0.0
         self.interrupt = Interrupt()
         self.report = Reporter(
             config.directory,
@@ -127,7 +129,7 @@ class Trainer:
             "learning_rate": self.learning_rate.state_dict(),
             "stopping": self.stopping.state_dict(),
             "sums": self.sums.values,
-            "history": self.history,
+            "history": self.history.state_dict(),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if self.fabric.device.type == "cuda" else [],
         }
@@ -153,57 +155,81 @@ class Trainer:
         self.learning_rate.load_state_dict(state["learning_rate"])
         self.stopping.load_state_dict(state["stopping"])
         self.sums.values.copy_(state["sums"])
-        self.history = state["history"]
+        self.history.load_state_dict(state["history"])
         torch.set_rng_state(state["random"])
         if state["random_cuda"] and self.fabric.device.type == "cuda":
             torch.cuda.set_rng_state_all(state["random_cuda"])
 
     def save(self) -> None:
         """Write the checkpoint, from the first process."""
+        started = time.monotonic()
         if self.fabric.is_global_zero:
             save_checkpoint(self.checkpoint_path, self.state_dict())
+        self.last_saved = time.monotonic()
+        self.save_seconds = self.last_saved - started
+
+    def _columns(self) -> list[str]:
+        """Name what is logged."""
+        labels = dict.fromkeys(("energy", *self.module.parts))
+        names = ["loss", *(f"{label}_{kind}" for label in labels for kind in ("mae", "rmse"))]
+        parts = ["train"] if self.data.validation is None else ["train", "validation"]
+        return ["epoch", "learning_rate", *(f"{part}/{name}" for part in parts for name in names), "seconds"]
+
+    def _checkpoint_due(self, epoch_ended: bool) -> bool:
+        """Whether to write a checkpoint now.
+
+        Within an epoch by the clock; after it always, unless that would take more than a twentieth of the time.
+        """
+        passed = time.monotonic() - self.last_saved
+        if epoch_ended and (passed > 20 * self.save_seconds or self.epoch >= self.config.epochs):
+            return True
+        return passed > 60 * self.config.checkpoint_minutes
 
     # Loop -------------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Train to the end, or until asked to stop."""
-        self.report.start(self.epoch)
-        started = time.monotonic() - self.seconds
-        last_saved = time.monotonic()
-        single = self.fabric.world_size == 1
-        parameters = [p for p in self.potential.parameters() if p.requires_grad]
+        self.report.start(self.epoch, self.history)
+        self.started = time.monotonic() - self.seconds
+        self.last_saved = time.monotonic()
         try:
             with self.interrupt.listening():
-                while self.epoch < self.config.epochs and not self.stopping.stop:
-                    self.module.set_loss_epoch(self.epoch)
-                    self.module.sums = self.sums
-                    self.sampler.set_epoch(self.epoch, self.batch)
-                    for indices in self.sampler:
-                        try:
-                            self.train_step(indices, parameters)
-                        except ValueError:
-                            self.check_finite()  # weights that are NaN are the cause, and what can be helped
-                            raise
-                        self.batch += 1
-                        self.step += 1
-                        self.report.batch(self.epoch, self.batch)
-                        # Processes must agree on where they stop: with several, only between epochs.
-                        late = time.monotonic() - last_saved > 60 * self.config.checkpoint_minutes
-                        if single and self.batch < len(self.sampler) and (late or self.interrupt.asked):
-                            self.seconds = time.monotonic() - started
-                            self.check_finite()
-                            self.save()
-                            last_saved = time.monotonic()
-                            if self.interrupt.asked:
-                                return
-                    self.seconds = time.monotonic() - started
-                    self.end_epoch()
-                    self.save()
-                    last_saved = time.monotonic()
-                    if self._asked_anywhere():
+                asked = False
+                while self.epoch < self.config.epochs and not self.stopping.stop and not asked:
+                    if not self.train_epoch():
                         return
+                    self.end_epoch()
+                    asked = self._asked_anywhere()
+                    if asked or self.stopping.stop or self._checkpoint_due(epoch_ended=True):
+                        self.save()
         finally:
             self.report.close()
+
+    def train_epoch(self) -> bool:
+        """Train to the end of the epoch; return whether it was reached, and not left because someone asked for it."""
+        self.module.set_loss_epoch(self.epoch)
+        self.module.sums = self.sums
+        self.sampler.set_epoch(self.epoch, self.batch)
+        parameters = [p for p in self.potential.parameters() if p.requires_grad]
+        for indices in self.sampler:
+            try:
+                self.train_step(indices, parameters)
+            except ValueError:
+                self.check_finite()  # weights that are NaN are the cause, and what can be helped
+                raise
+            self.batch += 1
+            self.step += 1
+            self.report.batch(self.epoch, self.batch)
+            # Processes must agree on where they stop: with several, only between epochs.
+            within = self.fabric.world_size == 1 and self.batch < len(self.sampler)
+            if within and (self.interrupt.asked or self._checkpoint_due(epoch_ended=False)):
+                self.seconds = time.monotonic() - self.started
+                self.check_finite()
+                self.save()
+                if self.interrupt.asked:
+                    return False
+        self.seconds = time.monotonic() - self.started
+        return True
 
     def _asked_anywhere(self) -> bool:
         if self.fabric.world_size == 1:
@@ -251,7 +277,7 @@ class Trainer:
         train = self.sums.values
         if self.fabric.world_size > 1:
             train = _summed(self.fabric, train)
-        row: dict[str, Any] = {"epoch": self.epoch, "learning_rate": self.learning_rate.at(self.step)}
+        row: dict[str, float] = {"epoch": self.epoch, "learning_rate": self.learning_rate.at(self.step)}
         row["train/loss"] = self.sums.loss(self.module.weights, train)
         row |= {f"train/{key}": value for key, value in self.sums.metrics(train).items()}
         monitored = self.sums.loss(weights, train)
@@ -273,8 +299,8 @@ class Trainer:
             if self.stopping.update(monitored, self.epoch):
                 self.best = {k: v.detach().clone() for k, v in self.average.model.state_dict().items()}
         row["seconds"] = self.seconds
-        self.history.append(row)
-        self.report.epoch(row, self.history)
+        self.history.add(row)
+        self.report.epoch(row)
         self.epoch += 1
         self.batch = 0
         self.sums.values.zero_()

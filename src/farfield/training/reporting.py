@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import math
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -17,6 +18,70 @@ from farfield.training.checkpoint import write_text
 
 #: Units of the metrics, by the part they belong to.
 UNITS = {"energy": "meV/atom", "forces": "meV/Å", "stress": "meV/Å³"}
+
+
+class History:
+    """Figures of all epochs: one row of named numbers each.
+
+    Kept as a table of numbers, since it goes into every checkpoint: thousands of rows cost nothing there.
+    """
+
+    def __init__(self, columns: Sequence[str] = ()) -> None:
+        self.columns = list(columns)
+        self.rows: list[list[float]] = []
+
+    def add(self, row: dict[str, float]) -> None:
+        """Add the figures of an epoch; those that it lacks are NaN."""
+        self.rows.append([float(row.get(name, math.nan)) for name in self.columns])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, float]:
+        pairs = zip(self.columns, self.rows[index], strict=True)
+        return {name: value for name, value in pairs if not math.isnan(value)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state: names, and a tensor of numbers."""
+        values = torch.tensor(self.rows, dtype=torch.float64).reshape(len(self.rows), len(self.columns))
+        return {"columns": list(self.columns), "values": values}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a state."""
+        if isinstance(state, list):
+            self.columns, self.rows = list(state[0]), [list(row.values()) for row in state]
+            return
+        self.columns, self.rows = list(state["columns"]), state["values"].tolist()
+
+
+class CsvTable:
+    """``metrics.csv``: written anew when opened, then a line for each epoch.
+
+    A killed process may leave a last line that is cut off, or lines of epochs that will be repeated: opening the table
+    with the history of the checkpoint mends both.
+    """
+
+    def __init__(self, path: Path, history: History) -> None:
+        self.columns = history.columns
+        lines = [",".join(self.columns), *(self._line(history[i]) for i in range(len(history)))]
+        write_text(path, "\n".join(lines) + "\n")
+        self.file = path.open("a", encoding="utf-8")
+
+    def _line(self, row: dict[str, float]) -> str:
+        return ",".join(_number(row[name]) if name in row else "" for name in self.columns)
+
+    def add(self, row: dict[str, float]) -> None:
+        """Add a line."""
+        self.file.write(self._line(row) + "\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if float(value).is_integer() else f"{value:.8g}"
 
 
 class Reporter:
@@ -42,12 +107,14 @@ class Reporter:
         self.progress: Progress | None = None
         self.task: Any = None
         self.writer: Any = None
+        self.table: CsvTable | None = None
         self.last_line = 0.0
 
-    def start(self, epoch: int) -> None:
-        """Open the bar and the logs; entries of TensorBoard from ``epoch`` on are those of a killed run: dropped."""
+    def start(self, epoch: int, history: History) -> None:
+        """Open the bar and the logs; entries from ``epoch`` on are those of a killed run and are dropped."""
         if not self.active:
             return
+        self.table = CsvTable(self.directory / "metrics.csv", history)
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer = SummaryWriter(str(self.directory / "tensorboard"), purge_step=epoch)
@@ -70,14 +137,15 @@ class Reporter:
         if self.progress is not None:
             self.progress.update(self.task, completed=epoch + done / self.steps)
 
-    def epoch(self, row: dict[str, Any], history: list[dict[str, Any]]) -> None:
+    def epoch(self, row: dict[str, float]) -> None:
         """Take the figures of an epoch."""
         if not self.active:
             return
         for key, value in row.items():
             if key != "epoch":
                 self.writer.add_scalar(key, value, row["epoch"])
-        self.write_csv(history)
+        if self.table is not None:
+            self.table.add(row)
         part = "validation" if "validation/loss" in row else "train"
         figures = "  ".join(
             f"{symbol} {row[key]:.3g} {UNITS[quantity]}"
@@ -94,15 +162,6 @@ class Reporter:
                 highlight=False,
             )
 
-    def write_csv(self, history: list[dict[str, Any]]) -> None:
-        """Write all epochs to ``metrics.csv``: whole each time, so that a resumed run has no row twice."""
-        columns = list(dict.fromkeys(key for row in history for key in row))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(history)
-        write_text(self.directory / "metrics.csv", text.getvalue())
-
     def say(self, message: str) -> None:
         """Print a line."""
         self.console.print(message, highlight=False, markup=False)
@@ -115,6 +174,9 @@ class Reporter:
         if self.writer is not None:
             self.writer.close()
             self.writer = None
+        if self.table is not None:
+            self.table.close()
+            self.table = None
 
     def summary(self, title: str, columns: dict[str, dict[str, float]], notes: list[str]) -> None:
         """Print the table at the end on standard output: one row per metric, one column per part of the data."""

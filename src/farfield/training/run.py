@@ -98,6 +98,24 @@ def train(config: TrainingConfig | dict[str, Any], *, resume: bool = False, quie
     return _finish(trainer)
 
 
+def finish(config: TrainingConfig | dict[str, Any], *, quiet: bool = False) -> TrainingResult:
+    """Make the final model of a run from its last checkpoint, without training on: for runs that were stopped for good.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the run has no checkpoint.
+    ConfigError
+        If the configuration differs from that of the run.
+    """
+    if isinstance(config, dict):
+        config = parse_config(config)
+    state = load_checkpoint(config.directory / "checkpoints" / "last.ckpt")
+    trainer = Trainer(config, quiet=quiet)
+    trainer.load_state_dict(state)
+    return _finish(trainer)
+
+
 def _finish(trainer: Trainer) -> TrainingResult:
     """Evaluate and write the final model, and print the summary."""
     config, directory = trainer.config, trainer.config.directory
