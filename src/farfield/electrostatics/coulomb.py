@@ -143,18 +143,11 @@ class Coulomb:
         """Sum the interactions of a batch."""
         if outputs not in _OUTPUTS:
             raise ValueError(f"`outputs` is {outputs!r} but must be one of {', '.join(map(repr, _OUTPUTS))}")
-        if plan is None:
-            plan = self.prepare(batch)
-            check_multipole_shapes(multipoles, batch.positions)
+        frozen = plan is not None
+        plan = self._checked_plan(batch, plan)
+        check_multipole_shapes(multipoles, batch.positions)
+        if not frozen:
             check_multipole_values(multipoles)
-        else:
-            check_batch_shapes(batch)
-            check_multipole_shapes(multipoles, batch.positions)
-            if (plan.n_atoms, plan.n_systems) != (batch.n_atoms, batch.n_systems):
-                raise ValueError(
-                    f"`plan` was prepared for {plan.n_atoms} atoms in {plan.n_systems} systems but the batch has {batch.n_atoms} "
-                    f"in {batch.n_systems}: call prepare(batch) again"
-                )
         order = multipole_order(multipoles)
         if outputs == "energy":
             operator = self._operator(batch, plan, order, order + 1)
@@ -171,6 +164,44 @@ class Coulomb:
             field_gradient=None if second is None else -second,
             _find_atom_energies=lambda: atom_energies,
         )
+
+    def operator(self, batch: AtomicBatch, plan: CoulombPlan | None = None, *, order: int = 2) -> CoulombOperator:
+        """Build the linear operator A of a batch, to apply it to several sets of multipoles: E = ½⟨m, A m⟩.
+
+        Parameters
+        ----------
+        batch
+            The batch.
+        plan
+            Its plan; None prepares one.
+        order
+            Highest multipoles it will be applied to: 0 charges, 1 dipoles, 2 quadrupoles. The reciprocal sum ends where
+            ``accuracy`` is reached for that order.
+
+        Returns
+        -------
+        CoulombOperator
+            ``operator(multipoles)`` gives ``potential``, ``field`` and ``field_gradient``.
+
+        Raises
+        ------
+        ValueError
+            For another order, and as `prepare`.
+        """
+        if order not in (0, 1, 2):
+            raise ValueError(f"`order` is {order!r} but must be 0 (charges), 1 (dipoles) or 2 (quadrupoles)")
+        return self._operator(batch, self._checked_plan(batch, plan), order, 3)
+
+    def _checked_plan(self, batch: AtomicBatch, plan: CoulombPlan | None) -> CoulombPlan:
+        if plan is None:
+            return self.prepare(batch)
+        check_batch_shapes(batch)
+        if (plan.n_atoms, plan.n_systems) != (batch.n_atoms, batch.n_systems):
+            raise ValueError(
+                f"`plan` was prepared for {plan.n_atoms} atoms in {plan.n_systems} systems but the batch has "
+                f"{batch.n_atoms} in {batch.n_systems}: call prepare(batch) again"
+            )
+        return plan
 
     def _operator(self, batch: AtomicBatch, plan: CoulombPlan, order: int, levels: int) -> CoulombOperator:
         return CoulombOperator(

@@ -19,7 +19,7 @@ SWITCH_START = 0.92
 #: Measured ratio of the relative RMS force error to `_tail` for charges, dipoles and quadrupoles, with a margin, at
 #: σ = 1 Å: the worst of liquid water (whose neutral molecules cancel most of the long waves, and with them of the force),
 #: molten salt and random points. Away from 1 Å it grows, at most as max(σ, 1/σ)² between 0.7 and 2 Å.
-_RATIO = (9.0, 2.2, 2.0)
+_RATIO = (9.5, 2.2, 2.0)
 
 
 def _tail(x: float, order: int) -> float:

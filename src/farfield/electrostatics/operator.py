@@ -7,12 +7,14 @@ multipoles it is applied to. What a response or a self-consistent solution needs
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from farfield.atoms.batch import AtomicBatch
+from farfield.electrostatics.checks import check_multipole_shapes
 from farfield.electrostatics.ewald import EwaldGeometry
 from farfield.electrostatics.multipoles import Multipoles
 from farfield.electrostatics.open_charges import open_charge_energy
@@ -72,6 +74,14 @@ def _self_potential(
 
 def _add(left: Tensor | None, right: Tensor | None, scale: float = 1.0) -> Tensor | None:
     return left if left is None or right is None else torch.add(left, right, alpha=scale)
+
+
+class Potentials(NamedTuple):
+    """What multipoles make at the atoms: potential (V), field (V/Å) and traceless field gradient (V/Å²)."""
+
+    potential: Float[Tensor, " atoms"]
+    field: Float[Tensor, "atoms 3"] | None
+    field_gradient: Float[Tensor, "atoms 3 3"] | None
 
 
 class _OpenSum:
@@ -189,13 +199,36 @@ class CoulombOperator:
         background: str,
         self_interaction: bool,
     ) -> None:
-        self._plan = plan
+        self._plan, self._order = plan, order
+        self._positions = batch.positions
         self._sums: list[_OpenSum | _EwaldSum] = [
             _OpenSum(group, batch, order, levels, self_interaction)
             if isinstance(group, OpenGroup)
             else _EwaldSum(group, batch, order, levels, background, self_interaction)
             for group in plan.groups
         ]
+
+    def __call__(self, multipoles: Multipoles) -> Potentials:
+        """A m: potential, field and field gradient of the other atoms at each atom.
+
+        Raises
+        ------
+        ValueError
+            For a wrong shape, or multipoles of a higher order than the operator was made for.
+        """
+        check_multipole_shapes(multipoles, self._positions)
+        given = multipole_order(multipoles)
+        if given > self._order:
+            raise ValueError(
+                f"`multipoles` have the order {given} but the operator was made for {self._order}: pass order={given} to "
+                "Coulomb.operator"
+            )
+        value, gradient, second = self.potential(multipoles)
+        return Potentials(
+            potential=value,
+            field=None if gradient is None else -gradient,
+            field_gradient=None if second is None else -second,
+        )
 
     def potential(self, multipoles: Multipoles) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """A m: potential (atoms,), its gradient (atoms, 3) and traceless second derivatives (atoms, 3, 3)."""

@@ -1,0 +1,77 @@
+"""Random systems of Gaussian multipoles, and what the tests of the Coulomb solver do with them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from farfield.atoms.batch import AtomicBatch
+from farfield.electrostatics.coulomb import Coulomb, CoulombResult
+from farfield.electrostatics.multipoles import Multipoles
+
+TRICLINIC = torch.tensor([[6.0, 0.4, -0.3], [1.5, 7.0, 0.2], [-1.1, 2.0, 6.5]], dtype=torch.float64)
+
+
+def one_system(positions: Tensor, cell: Tensor | None = None) -> AtomicBatch:
+    """Batch of one system, periodic where a cell is given and open where none is."""
+    numbers = torch.ones(len(positions), dtype=torch.int64)
+    box = torch.zeros(3, 3, dtype=positions.dtype) if cell is None else cell
+    return AtomicBatch(
+        positions=positions,
+        numbers=numbers,
+        cell=box[None],
+        pbc=torch.full((1, 3), cell is not None),
+        system=torch.zeros_like(numbers),
+    )
+
+
+def traceless(matrix: Tensor) -> Tensor:
+    """Symmetric traceless part of matrices."""
+    symmetric = 0.5 * (matrix + matrix.mT)
+    trace = symmetric.diagonal(dim1=-2, dim2=-1).mean(-1)
+    return symmetric - trace[..., None, None] * torch.eye(3, dtype=matrix.dtype)
+
+
+def random_multipoles(atoms: int, order: int = 2, seed: int = 0) -> Multipoles:
+    """Charges that do not add up to zero, and dipoles and quadrupoles up to an order."""
+    generator = torch.Generator().manual_seed(seed)
+    charges = torch.randn(atoms, generator=generator, dtype=torch.float64)
+    dipoles = 0.5 * torch.randn(atoms, 3, generator=generator, dtype=torch.float64)
+    quadrupoles = traceless(0.5 * torch.randn(atoms, 3, 3, generator=generator, dtype=torch.float64))
+    return Multipoles(charges, dipoles if order > 0 else None, quadrupoles if order > 1 else None)
+
+
+def random_system(atoms: int, cell: Tensor | None = None, seed: int = 0, size: float = 4.0) -> AtomicBatch:
+    """Atoms anywhere in a cell, or in a cube of some size under open boundaries."""
+    generator = torch.Generator().manual_seed(100 + seed)
+    fractional = torch.rand(atoms, 3, generator=generator, dtype=torch.float64)
+    return one_system(fractional * size if cell is None else fractional @ cell, cell)
+
+
+def parts(multipoles: Multipoles) -> list[Tensor]:
+    """Multipoles that are given, as a list."""
+    return [m for m in (multipoles.charges, multipoles.dipoles, multipoles.quadrupoles) if m is not None]
+
+
+def take(multipoles: Multipoles, which: slice | Tensor) -> Multipoles:
+    """Multipoles of some of the atoms."""
+    return Multipoles(*(part[which] for part in parts(multipoles)))
+
+
+def forces_and_strain(coulomb: Coulomb, batch: AtomicBatch, multipoles: Multipoles) -> tuple[Tensor, Tensor, Tensor]:
+    """Energy (systems,), forces (atoms, 3) and dE/dstrain (systems, 3, 3) at fixed multipoles."""
+    positions = batch.positions.detach().clone().requires_grad_()
+    cell = batch.cell.detach().clone().requires_grad_()
+    energy = coulomb(batch.replace(positions=positions, cell=cell), multipoles, outputs="energy").energy
+    by_position, by_cell = torch.autograd.grad(energy.sum(), (positions, cell), allow_unused=True)
+    outer = positions.detach()[:, :, None] * by_position[:, None, :]
+    strain = torch.zeros_like(batch.cell).index_add(0, batch.system, outer)
+    if by_cell is not None:
+        strain = strain + cell.detach().mT @ by_cell
+    return energy.detach(), -by_position, strain
+
+
+def all_outputs(result: CoulombResult) -> list[Tensor]:
+    """Everything that a result holds."""
+    values = (result.energy, result.atom_energies, result.potential, result.field, result.field_gradient)
+    return [value for value in values if value is not None]
