@@ -9,6 +9,7 @@ errors on the 3 longest. Runs that are there already are gone on with, not repea
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from farfield.training import read_config, train
@@ -24,7 +25,10 @@ def errors(label: str, twin: str, output: str) -> dict[str, float]:
     if twin == "short":
         overrides.append("model.long_range=null")
     config = read_config(CONFIGS / f"dimers-{label}.yaml", overrides)
-    return train(config, resume=True).metrics["test"]
+    result = train(config, resume=True)
+    if result.interrupted:
+        sys.exit(130)
+    return result.metrics["test"]
 
 
 def main() -> None:

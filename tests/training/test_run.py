@@ -71,6 +71,20 @@ def test_a_training_learns_and_leaves_its_outputs(
     assert rmse == pytest.approx(result.metrics["test"]["forces_rmse"], rel=1e-4)
 
 
+def test_a_bar_is_shown_on_terminals(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes any stream for a terminal
+    train(small_config(data, tmp_path, epochs=2))
+    shown = capsys.readouterr().err
+    assert "2/2" in shown
+    assert "meV/Å" in shown
+    train(small_config(data, tmp_path, name="quiet", epochs=1), quiet=True)
+    silent = capsys.readouterr()
+    assert silent.out == ""
+    assert silent.err == ""
+
+
 def test_repeating_a_training_repeats_it(data: Path, tmp_path: Path) -> None:
     weights = []
     for name in ("a", "b"):

@@ -107,7 +107,13 @@ class _Strict(BaseModel):
 
 
 class Columns(_Strict):
-    """Names under which a file may hold each label; the first that is there is taken."""
+    """Names under which a file may hold each label; the first that is there is taken.
+
+    Attributes
+    ----------
+    energy, forces, stress, dipole, quadrupole, charges, born_charges
+        A name or a list of names, of calculator results, info or arrays; null: never read this label.
+    """
 
     energy: tuple[str, ...] = ("energy",)
     forces: tuple[str, ...] = ("forces", "force")
@@ -126,7 +132,13 @@ class Columns(_Strict):
 
 
 class Units(_Strict):
-    """Units of positions and labels in a file; farfield's own by default."""
+    """Units of positions and labels in a file; farfield's own by default.
+
+    Attributes
+    ----------
+    positions, energy, forces, stress, dipole, quadrupole, charges, born_charges
+        A unit such as ``kcal/mol/Å``, ``Ha/bohr`` or ``Debye`` (see `conversion`).
+    """
 
     positions: str = OWN_UNITS["positions"]
     energy: str = OWN_UNITS["energy"]

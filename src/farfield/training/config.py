@@ -174,7 +174,13 @@ class StageConfig(_Strict):
 
 
 class DeltaConfig(_Strict):
-    """Where Huber's loss turns linear, for each part: eV/atom, eV/Å, eV/Å³."""
+    """Where Huber's loss turns linear.
+
+    Attributes
+    ----------
+    energy, forces, stress
+        Size of a difference beyond which it counts linearly: eV/atom, eV/Å, eV/Å³.
+    """
 
     energy: float = Field(default=0.01, gt=0)
     forces: float = Field(default=0.1, gt=0)

@@ -46,7 +46,7 @@ class History:
         values = torch.tensor(self.rows, dtype=torch.float64).reshape(len(self.rows), len(self.columns))
         return {"columns": list(self.columns), "values": values}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Any) -> None:
         """Take over a state."""
         if isinstance(state, list):
             self.columns, self.rows = list(state[0]), [list(row.values()) for row in state]
