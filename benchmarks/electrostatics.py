@@ -2,12 +2,14 @@
 
     python benchmarks/electrostatics.py [--threads 2] [--repeat 7] [--accuracy 1e-4] [--only NAME]
 
-Cases: 8 water boxes of 192 atoms, 1 box of 192, 1000 and 3000 atoms, 32 open molecules of 40 atoms; with charges alone and with charges,
-dipoles and quadrupoles, the molecules with and without one-shot response. "forces" is the energy and its gradient in the positions;
-"training" the gradient of a loss on energies and forces in the multipoles and positions (double backward).
+Cases: 8 water boxes of 192 atoms, 1 box of 192, 1000 and 3000 atoms, 32 open molecules of 40 atoms; with charges alone
+and with charges, dipoles and quadrupoles, the molecules with and without one-shot response. "forces" is the energy and
+its gradient in the positions; "training" the gradient of a loss on energies and forces in the multipoles and positions
+(double backward).
 
-The cutoff of the baseline is set where its measured relative RMS force error equals that of farfield; both errors are taken
-against farfield at accuracy 1e-10, which the tests tie to independent references. Medians; the structures are random, from a seed.
+The cutoff of the baseline is set where its measured relative RMS force error equals that of farfield; both errors are
+taken against farfield at accuracy 1e-10, which the tests tie to independent references. Medians; the structures are
+random, from a seed.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ def water_box(molecules: int, seed: int) -> tuple[AtomicBatch, Tensor]:
 
 
 def molecule(atoms: int, seed: int) -> tuple[AtomicBatch, Tensor]:
-    """A random compact molecule: each atom 1.1–1.5 Å from an earlier one and 1 Å or more from all others."""
+    """Make a random compact molecule: each atom 1.1–1.5 Å from an earlier one and 1 Å or more from all others."""
     generator = torch.Generator().manual_seed(seed)
     positions = torch.zeros(1, 3, dtype=DTYPE)
     while len(positions) < atoms:

@@ -1,8 +1,9 @@
 """The plain way to sum latent multipoles, as a yardstick: every system in turn, dense tables, dense pair kernels.
 
-This is what one writes straight from the equations: a Python loop over the systems, cosines and sines of k·r for every atom
-and every k, all derivatives of erf(a r)/r up to fourth order as dense Cartesian tensors, everything left to autograd. The k-sum ends
-sharply at ``k_cutoff``. It shares no code with farfield.electrostatics and serves the benchmarks only.
+This is what one writes straight from the equations: a Python loop over the systems, cosines and sines of k·r for every
+atom and every k, all derivatives of erf(a r)/r up to fourth order as dense Cartesian tensors, everything left to
+autograd. The k-sum ends sharply at ``k_cutoff``. It shares no code with farfield.electrostatics and serves the
+benchmarks only.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ def reciprocal_vectors(cell: Tensor, k_cutoff: float) -> Tensor:
     return k[(k.detach() ** 2).sum(1) <= k_cutoff**2]
 
 
-def ewald_energy(positions: Tensor, cell: Tensor, q: Tensor, u: Tensor | None, t: Tensor | None, k_cutoff: float) -> Tensor:
+def ewald_energy(
+    positions: Tensor, cell: Tensor, q: Tensor, u: Tensor | None, t: Tensor | None, k_cutoff: float
+) -> Tensor:
     """Energy of one periodic system with dense tables of cos k·r and sin k·r (σ = 1 Å), self-interaction included."""
     k = reciprocal_vectors(cell, k_cutoff)
     phase = positions @ k.mT
@@ -92,7 +95,7 @@ def pair_tensors(positions: Tensor, order: int) -> list[Tensor]:
 
 
 def open_potential(positions: Tensor, q: Tensor, u: Tensor | None, t: Tensor | None) -> tuple[Tensor, ...]:
-    """Potential at the atoms of one open system, with its gradient and second derivatives where multipoles need them."""
+    """Potential at the atoms of one open system, with the derivatives that its multipoles need."""
     order = 0 if u is None else 2 if t is None else 4
     tensors = pair_tensors(positions, order)
     if u is None:

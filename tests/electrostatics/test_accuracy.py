@@ -122,7 +122,7 @@ def test_float32_far_from_the_origin_and_in_a_long_cell():
 
 
 def test_truncation_does_not_shift_the_energy():
-    """Only the truncated part of the self-energy is taken off, so a loose sum has no offset (the whole would shift it)."""
+    """Only the truncated part of the self-energy is taken off; the whole would shift the energy of a loose sum."""
     batch, charges = water()
     loose, tight = (float(Coulomb(1.0, accuracy=a)(batch, Multipoles(charges)).energy) for a in (1e-2, 1e-9))
     missing = 1.0 - self_factors(reduced_cutoff(1e-2, 0, 1.0))[0]

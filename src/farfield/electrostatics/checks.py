@@ -39,8 +39,8 @@ def check_batch_shapes(batch: AtomicBatch) -> None:
         )
     if system.shape != (positions.shape[0],):
         raise ValueError(
-            f"`system` has the shape {tuple(system.shape)} but must be (atoms,) = {(positions.shape[0],)}, one index for "
-            "each row of `positions`"
+            f"`system` has the shape {tuple(system.shape)} but must be (atoms,) = {(positions.shape[0],)}, one index "
+            "for each row of `positions`"
         )
     if positions.dtype not in _FLOATS:
         raise TypeError(f"`positions` has the dtype {positions.dtype} but must be float32 or float64")
@@ -58,8 +58,8 @@ def check_batch_values(batch: AtomicBatch) -> None:
     Raises
     ------
     ValueError
-        For positions or cells that are not finite, a system index out of range or not ascending, a zero vector on a periodic
-        axis, a degenerate periodic cell.
+        For positions or cells that are not finite, a system index out of range or not ascending, a zero vector on a
+        periodic axis, a degenerate periodic cell.
     NotImplementedError
         For a system that is periodic along some of its axes only.
     """
@@ -67,14 +67,15 @@ def check_batch_values(batch: AtomicBatch) -> None:
     if not bool(finite.all()):
         atom = int((~finite).nonzero()[0])
         raise ValueError(
-            f"`positions` of atom {atom} (system {int(batch.system[atom])}) are {batch.positions[atom].tolist()} but must "
-            "be finite: check the structure"
+            f"`positions` of atom {atom} (system {int(batch.system[atom])}) are {batch.positions[atom].tolist()} but "
+            "must be finite: check the structure"
         )
     if batch.n_atoms:
         first, last = int(batch.system[0]), int(batch.system[-1])
         if bool((batch.system[1:] < batch.system[:-1]).any()) or first < 0 or last >= batch.n_systems:
             raise ValueError(
-                f"`system` must ascend from 0 to {batch.n_systems - 1}, the atoms of a system being contiguous: sort the atoms"
+                f"`system` must ascend from 0 to {batch.n_systems - 1}, the atoms of a system being contiguous: sort "
+                "the atoms"
             )
     periodic = batch.pbc.cpu()
     cells = batch.cell.detach().to("cpu", torch.float64)
@@ -95,8 +96,8 @@ def check_batch_values(batch: AtomicBatch) -> None:
         for axis in range(3):
             if not lengths[axis] > 0:
                 raise ValueError(
-                    f"`cell` of system {system} has a zero vector on axis {axis} ({_AXES[axis]}), which is periodic: give the "
-                    "cell vector, or set pbc to False if the system is open"
+                    f"`cell` of system {system} has a zero vector on axis {axis} ({_AXES[axis]}), which is periodic: "
+                    "give the cell vector, or set pbc to False if the system is open"
                 )
         volume = float(torch.linalg.det(cell).abs())
         if volume < _FLATTEST_CELL * float(lengths.prod()):
@@ -107,8 +108,8 @@ def check_batch_values(batch: AtomicBatch) -> None:
             axis = min(range(3), key=lambda i: heights[i] / float(lengths[i]))
             raise ValueError(
                 f"`cell` of system {system} is degenerate: its volume is {volume:.3g} Å3 and its vector on axis {axis} "
-                f"({_AXES[axis]}) lies {heights[axis]:.2g} Å above the plane of the others; three independent vectors are "
-                "needed along periodic axes"
+                f"({_AXES[axis]}) lies {heights[axis]:.2g} Å above the plane of the others; three independent vectors "
+                "are needed along periodic axes"
             )
 
 
@@ -145,7 +146,7 @@ def check_multipole_shapes(multipoles: Multipoles, positions: Tensor) -> None:
 
 
 def check_multipole_values(multipoles: Multipoles) -> None:
-    """Refuse multipoles that are not finite and quadrupoles that are not symmetric and traceless. Synchronizes the device.
+    """Refuse values that are not finite and quadrupoles that are not symmetric and traceless. Synchronizes the device.
 
     Raises
     ------

@@ -59,7 +59,44 @@ class CoulombResult:
 
 
 class Coulomb:
-    """Sum the Coulomb interaction of Gaussian charges, dipoles and quadrupoles (docs to come; PHYSICS.md §1)."""
+    r"""Sum the Coulomb interaction of Gaussian charges, dipoles and quadrupoles.
+
+    Atom i carries a charge q, dipole u and traceless quadrupole Q, smeared so that two unit charges interact by
+    k_e erf(a r)/r with a = 1/(√2 σ). Systems that are periodic along all axes are summed by Ewald (with Gaussians there
+    is only the reciprocal part), systems that are periodic along none directly; a batch may mix them:
+
+        E = (2π k_e/V) Σ_{k≠0} exp(−σ²k²/2)/k² |S(k)|² − E_self ,   S(k) = Σ_i (q_i + i k·u_i − ½ k·Q_i·k) exp(i k·r_i)
+        , E = ½ Σ_{i≠j} L_i L_j k_e erf(a r_ij)/r_ij ,   L_i = q_i + u_i·∇_i + ½ Q_i:∇_i∇_i .
+
+    All results can be differentiated twice in positions, cell and multipoles; forces and stress are the derivatives of
+    the energy. The reciprocal sum ends smoothly, so they are continuous functions of the cell.
+
+    Parameters
+    ----------
+    smearing
+        Width σ of the Gaussians (Å): a number, or one per system, shape (systems,). No gradient in it.
+    accuracy
+        Relative RMS error of the forces that the reciprocal sum may have; the cutoff in k follows from it, from σ and
+        from the highest multipoles given. Open systems are summed exactly.
+    background
+        What neutralizes a charged periodic cell: ``"gaussian"`` leaves out k = 0, a uniform background as the Gaussians
+        see it; ``"point"`` adds −π k_e σ² Q²/V, which makes the energy comparable with Ewald codes for point charges.
+    self_interaction
+        Keep the interaction of each Gaussian with itself, k_e/√(2π) [q²/σ + u²/(3σ³) + Q:Q/(10σ⁵)].
+    method
+        ``"auto"`` chooses by each system's ``pbc``; ``"open"`` and ``"ewald"`` refuse batches with any other system.
+
+    Raises
+    ------
+    ValueError
+        For a smearing that is not positive, an accuracy outside 1e-12 … 0.1, an unknown option.
+
+    Examples
+    --------
+    >>> coulomb = Coulomb(smearing=1.0, accuracy=1e-4)
+    >>> result = coulomb(batch, Multipoles(charges, dipoles))  # doctest: +SKIP
+    >>> forces = -torch.autograd.grad(result.energy.sum(), batch.positions)[0]  # doctest: +SKIP
+    """
 
     def __init__(
         self,
@@ -114,19 +151,47 @@ class Coulomb:
         return f"Coulomb({', '.join(f'{name}={value!r}' for name, value in self.config().items())})"
 
     def prepare(self, batch: AtomicBatch) -> CoulombPlan:
-        """Check a batch and settle how it will be summed. Takes no part in gradients; may synchronize the device."""
+        """Check a batch and settle how it will be summed.
+
+        The plan depends on which atoms belong to which system, on the cells and on ``pbc``, not on the positions. It
+        can be kept while atoms move in fixed cells. When a cell changes, prepare again: an old plan lacks the
+        reciprocal vectors that have come inside the cutoff since, and the energy is then no longer continuous to all
+        digits. Takes no part in gradients; synchronizes the device.
+
+        Parameters
+        ----------
+        batch
+            The batch; ``numbers`` and ``neighbors`` are not looked at.
+
+        Returns
+        -------
+        CoulombPlan
+            The plan, on the device of the batch.
+
+        Raises
+        ------
+        ValueError
+            For wrong shapes, positions or periodic cells that are not finite, a zero or degenerate cell vector on a
+            periodic axis, a batch that does not fit ``smearing`` or ``method``.
+        TypeError
+            For wrong dtypes.
+        NotImplementedError
+            For systems that are periodic along some axes only.
+        """
         check_batch_shapes(batch)
         check_batch_values(batch)
         periodic = batch.pbc.all(dim=1)
         for method, wrong, kind in (("open", periodic, "periodic"), ("ewald", ~periodic, "open")):
             if self.method == method and bool(wrong.any()):
                 raise ValueError(
-                    f"`method` is {method!r} but system {int(wrong.nonzero()[0])} is {kind}: use method='auto' or change `pbc`"
+                    f"`method` is {method!r} but system {int(wrong.nonzero()[0])} is {kind}: use method='auto' or "
+                    "change `pbc`"
                 )
         if isinstance(self.smearing, Tensor):
             if len(self.smearing) != batch.n_systems:
                 raise ValueError(
-                    f"`smearing` has {len(self.smearing)} values but the batch has {batch.n_systems} systems: give one each"
+                    f"`smearing` has {len(self.smearing)} values but the batch has {batch.n_systems} systems: give one "
+                    "each"
                 )
             smearing = self.smearing.numpy()
         else:
@@ -140,7 +205,33 @@ class Coulomb:
         plan: CoulombPlan | None = None,
         outputs: str = "all",
     ) -> CoulombResult:
-        """Sum the interactions of a batch."""
+        """Sum the interactions of a batch.
+
+        Parameters
+        ----------
+        batch
+            The batch.
+        multipoles
+            Charges and, if given, dipoles and quadrupoles of its atoms, of the dtype of the positions.
+        plan
+            What `prepare` gave. None prepares the batch now, which checks all values; with a plan only shapes are
+            checked, and the device is not synchronized.
+        outputs
+            ``"all"``, or ``"energy"`` for the energy alone, which is cheaper.
+
+        Returns
+        -------
+        CoulombResult
+            Energy, potential, field and field gradient.
+
+        Raises
+        ------
+        ValueError
+            For wrong shapes, a plan of another batch and, without a plan, values that make no sense: what `prepare`
+            refuses, multipoles that are not finite, quadrupoles that are not symmetric and traceless.
+        TypeError
+            For wrong dtypes.
+        """
         if outputs not in _OUTPUTS:
             raise ValueError(f"`outputs` is {outputs!r} but must be one of {', '.join(map(repr, _OUTPUTS))}")
         frozen = plan is not None

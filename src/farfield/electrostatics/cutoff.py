@@ -17,8 +17,8 @@ from torch import Tensor
 SWITCH_START = 0.92
 
 #: Measured ratio of the relative RMS force error to `_tail` for charges, dipoles and quadrupoles, with a margin, at
-#: σ = 1 Å: the worst of liquid water (whose neutral molecules cancel most of the long waves, and with them of the force),
-#: molten salt and random points. Away from 1 Å it grows, at most as max(σ, 1/σ)² between 0.7 and 2 Å.
+#: σ = 1 Å: the worst of liquid water (whose neutral molecules cancel most of the long waves, and with them of the
+#: force), molten salt and random points. Away from 1 Å it grows, at most as max(σ, 1/σ)² between 0.7 and 2 Å.
 _RATIO = (9.5, 2.2, 2.0)
 
 
@@ -69,9 +69,9 @@ def switch(squared: Tensor) -> Tensor:
 def self_factors(cutoff: float) -> tuple[float, float, float]:
     """Shares of the self-energy of charges, dipoles and quadrupoles that a sum truncated at σ|k| = ``cutoff`` holds.
 
-    The reciprocal sum contains each Gaussian's interaction with itself only up to the cutoff; subtracting just that, and
-    not the whole self-energy, keeps the truncation from shifting energies and potentials. In a large cell it is, for order
-    l, the fraction ∫ x^{2l} e^{−x²/2} switch dx / ∫ x^{2l} e^{−x²/2} dx.
+    The reciprocal sum contains each Gaussian's interaction with itself only up to the cutoff; subtracting just that,
+    and not the whole self-energy, keeps the truncation from shifting energies and potentials. In a large cell it is,
+    for order l, the fraction ∫ x^{2l} e^{−x²/2} switch dx / ∫ x^{2l} e^{−x²/2} dx.
     """
     x = (torch.arange(20000, dtype=torch.float64) + 0.5) * (cutoff / 20000)
     density = torch.exp(-0.5 * x * x) * switch((x / cutoff) ** 2) * (cutoff / 20000) * math.sqrt(2.0 / math.pi)

@@ -1,19 +1,22 @@
 r"""Reciprocal-space sum of Gaussian multipoles in a periodic cell, with separable phase factors.
 
-The energy is a quadratic form of the structure factor (PHYSICS.md §1; full sphere of k ≠ 0, w its Gaussian Coulomb weight)
+The energy is a quadratic form of the structure factor (PHYSICS.md §1; full sphere of k ≠ 0, w its Gaussian Coulomb
+weight)
 
     E = Σ_k w(k) |S(k)|² ,   w(k) = (2π k_e/V) e^{−σ²k²/2}/k² · switch(|k|) ,   S(k) = Σ_i L_i e^{i k·r_i} ,
     L_i = q_i + u_i·∇ + ½ Q_i:∇∇ .
 
-In fractional coordinates s = r·A⁻¹ (rows of A are the cell vectors) k·r = 2π h·s with integers h, and e^{ik·r} is a product of one
-factor per axis. The sum over atoms then is one matrix product of an (axis 1 × axis 2) table with an axis 3 table,
+In fractional coordinates s = r·A⁻¹ (rows of A are the cell vectors) k·r = 2π h·s with integers h, and e^{ik·r} is a
+product of one factor per axis. The sum over atoms then is one matrix product of an (axis 1 × axis 2) table with an axis
+3 table,
 
     T[(h₁h₂), h₃] = Σ_i Σ_p ( Xᵢᵀ Mᵢᵖ Yᵢ )[h₁, h₂] · Zᵢᵖ[h₃] ,
 
-with X, Y, Z the real tables (cos 2πhs, sin 2πhs) for h ≥ 0 and their first and second derivatives in s, and M the multipoles in fractional
-coordinates. A table of all atoms and all k is never made. The eight products of cosines and sines give S(±h₁, ±h₂, ±h₃) by sums and
-differences; half of them, those with +h₁, are enough as S(−k) = S(k)*. Potentials and their derivatives at the atoms are
-the transpose of the same map, which makes the operator self-adjoint to rounding.
+with X, Y, Z the real tables (cos 2πhs, sin 2πhs) for h ≥ 0 and their first and second derivatives in s, and M the
+multipoles in fractional coordinates. A table of all atoms and all k is never made. The eight products of cosines and
+sines give S(±h₁, ±h₂, ±h₃) by sums and differences; half of them, those with +h₁, are enough as S(−k) = S(k)*.
+Potentials and their derivatives at the atoms are the transpose of the same map, which makes the operator self-adjoint
+to rounding.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ _OCTANTS = ((1, 1), (1, -1), (-1, 1), (-1, -1))
 
 
 def _octant_matrix() -> list[list[float]]:
-    """Matrix from the eight products of cosines (0) and sines (1), numbered 4a+2b+c, to Re S, Im S of the four octants."""
+    """Matrix from the products of cosines (0) and sines (1), numbered 4a+2b+c, to Re S, Im S of the octants."""
     rows = []
     for s2, s3 in _OCTANTS:
         real = [0.0] * 8
@@ -154,8 +157,8 @@ class EwaldGeometry:
     cutoff
         σ|k| at which the sum ends, float64, shape (members,).
     source_levels, field_levels
-        Derivatives per axis, plus one, that the multipoles need (1 charges, 2 dipoles, 3 quadrupoles) and that are wanted of the
-        potential (1 potential, 2 field, 3 field gradient).
+        Derivatives per axis, plus one, that the multipoles need (1 charges, 2 dipoles, 3 quadrupoles) and that are
+        wanted of the potential (1 potential, 2 field, 3 field gradient).
     """
 
     def __init__(

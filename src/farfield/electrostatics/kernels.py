@@ -4,10 +4,12 @@ With a = 1/(√2 σ) and x = r² the kernels are
 
     B_0(x) = erf(a r)/r ,    B_{n+1} = −(1/r) dB_n/dr = −2 dB_n/dx ,
 
-and every Cartesian derivative of the interaction of two Gaussians is a polynomial in the bond vector times some B_n. They
-are Boys functions in disguise, B_n = (2/√π) 2ⁿ a^{2n+1} F_n(a²x) with F_n(y) = ∫₀¹ t^{2n} e^{−yt²} dt, and are computed as
+and every Cartesian derivative of the interaction of two Gaussians is a polynomial in the bond vector times some B_n.
+They are Boys functions in disguise, B_n = (2/√π) 2ⁿ a^{2n+1} F_n(a²x) with F_n(y) = ∫₀¹ t^{2n} e^{−yt²} dt, and are
+computed as
 
-* y ≤ 2 (r ≤ 2σ): F_N of the highest order from its series of positive terms, e^{−y} Σ_j (2y)^j / ((2N+1)(2N+3)…(2N+2j+1)),
+* y ≤ 2 (r ≤ 2σ): F_N of the highest order from its series of positive terms, e^{−y} Σ_j (2y)^j /
+((2N+1)(2N+3)…(2N+2j+1)),
   the lower orders by the downward recurrence (2n+1) F_n = 2y F_{n+1} + e^{−y}, which only adds positive numbers;
 * beyond: F_0 from erf and the upward recurrence, which loses at most two digits there up to n = 7.
 
@@ -29,7 +31,7 @@ _ORDERS_IN_RESERVE = 2
 
 
 def _series_terms(highest: int, epsilon: float) -> int:
-    """Number of terms after which the series of F_highest is complete at the largest y it is used for."""
+    """Count the terms after which the series of F_highest is complete at the largest y it is used for."""
     term, total, count = 1.0, 1.0, 0
     while term > 0.1 * epsilon * total:
         count += 1
@@ -102,7 +104,7 @@ class _Table:
 
 
 class _Kernels(torch.autograd.Function):
-    """B_low … B_high of a table; the derivative of B_n in x = r² is −½ B_{n+1}, so a backward pass reads the next rows."""
+    """B_low … B_high of a table: dB_n/dx = −½ B_{n+1}, so a backward pass reads the next rows."""
 
     @staticmethod
     def forward(ctx, squared_distance, table, low, high):  # type: ignore[no-untyped-def]
@@ -119,11 +121,8 @@ class _Kernels(torch.autograd.Function):
             return None, None, None, None
         low, high = ctx.low + given[0] + 1, ctx.low + given[-1] + 1
         rows = _Kernels.apply(squared_distance, ctx.table, low, high)
-        total = None
-        for n in given:
-            product = gradients[n] * rows[n - given[0]]
-            total = product if total is None else total + product
-        return -0.5 * total, None, None, None
+        products = [gradients[n] * rows[n - given[0]] for n in given]
+        return -0.5 * sum(products[1:], start=products[0]), None, None, None
 
 
 def gaussian_kernels(squared_distance: Tensor, exponent: Tensor, highest: int) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""Reduced lattice vectors: the same lattice from short vectors, so that a skewed cell costs no more than a cubic one."""
+"""Reduced lattice vectors: the same lattice from short ones, so that a skewed cell costs no more than a cubic one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def reduced_basis(cell: np.ndarray) -> np.ndarray:
-    """Integer matrix whose rows make a pairwise-reduced basis of the lattice, ordered by length.
+    """Find an integer matrix whose rows make a pairwise-reduced basis of the lattice, ordered by length.
 
     Vectors are shortened by whole multiples of each other (Selling/Gauss steps) until none gets shorter.
 

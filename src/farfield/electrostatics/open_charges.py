@@ -1,10 +1,11 @@
 r"""Energy of Gaussian charges under open boundary conditions, with its derivatives in closed form.
 
-    E = ½ Σ_{i≠j} q_i q_j k_e B_0(r_ij) ,   φ_i = Σ_j q_j k_e B_0 ,   ∂E/∂r_i = −Σ_j q_i q_j k_e B_1 R ,   R = r_i − r_j .
+    E = ½ Σ_{i≠j} q_i q_j k_e B_0(r_ij) ,   φ_i = Σ_j q_j k_e B_0 ,   ∂E/∂r_i = −Σ_j q_i q_j k_e B_1 R ,   R = r_i − r_j
+    .
 
-The energy alone, of charges alone, is what most trainings ask for. Its first derivatives cost almost nothing beside the kernels,
-so they are found together with it; a backward pass only scales them. Training on forces asks for a backward pass through
-those, the derivative of E' = Σ h_i φ_i + Σ H_i·∂E/∂r_i for some h (atoms,) and H (atoms, 3):
+The energy alone, of charges alone, is what most trainings ask for. Its first derivatives cost almost nothing beside the
+kernels, so they are found together with it; a backward pass only scales them. Training on forces asks for a backward
+pass through those, the derivative of E' = Σ h_i φ_i + Σ H_i·∂E/∂r_i for some h (atoms,) and H (atoms, 3):
 
     ∂E'/∂q_i = Σ_j [ h_j B_0 − q_j B_1 R·(H_i − H_j) ] ,
     ∂E'/∂r_i = Σ_j [ q_i q_j B_2 R·(H_i − H_j) − (h_i q_j + q_i h_j) B_1 ] R − q_i q_j B_1 (H_i − H_j) .
@@ -76,7 +77,7 @@ def _first(positions: Tensor, charges: Tensor, exponent: Tensor) -> tuple[Tensor
 def _second(
     positions: Tensor, charges: Tensor, exponent: Tensor, along_position: Tensor, along_charge: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Derivatives in r and q of E' along given directions; differentiable itself, where a third order is asked for."""
+    """Derive E' along given directions in r and q; differentiable itself, where a third order is asked for."""
     blocks: dict[int, list[tuple[Tensor, Tensor]]] = {}
     for member, row in _blocks(charges):
         bond = _differences(positions, member, row)

@@ -2,9 +2,9 @@ r"""Direct sum of Gaussian multipoles under open boundary conditions.
 
     E = ½ Σ_{i≠j} L_i L_j k_e B_0(r_ij) ,   L_i = q_i + u_i·∇_i + ½ Q_i:∇_i∇_i ,
 
-over all pairs of each system in padded blocks (members, i, j). With R = r_i − r_j every derivative of the kernel is a product of
-components of R and one B_n, and the multipoles are contracted with R first: u·R, Q·R, R·Q·R. No tensor of higher derivatives is
-ever made. Components stand in front (3, members, i, j), so that sums over them add whole blocks.
+over all pairs of each system in padded blocks (members, i, j). With R = r_i − r_j every derivative of the kernel is a
+product of components of R and one B_n, and the multipoles are contracted with R first: u·R, Q·R, R·Q·R. No tensor of
+higher derivatives is ever made. Components stand in front (3, members, i, j), so that sums over them add whole blocks.
 """
 
 from __future__ import annotations

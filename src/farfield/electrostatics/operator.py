@@ -1,7 +1,7 @@
 r"""The linear, self-adjoint operator A from multipoles to the potential they make at the atoms, E = ½⟨m, A m⟩.
 
-Everything that depends on positions and cells alone is made once, when the operator is built, and reused for each set of
-multipoles it is applied to. What a response or a self-consistent solution needs is this class; `Coulomb` wraps it.
+Everything that depends on positions and cells alone is made once, when the operator is built, and reused for each set
+of multipoles it is applied to. What a response or a self-consistent solution needs is this class; `Coulomb` wraps it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def traceless(matrix: Float[Tensor, "*rest 3 3"]) -> Float[Tensor, "*rest 3 3"]:
 
 
 def pair_energies(multipoles: Multipoles, potential: Tensor, gradient: Tensor | None, second: Tensor | None) -> Tensor:
-    """½ L φ of each atom: its share of the energy (eV), shape (atoms,), from the potential and its derivatives there."""
+    """½ L φ of each atom: its share of the energy (eV), shape (atoms,), from the derivatives of the potential."""
     total = multipoles.charges * potential
     if multipoles.dipoles is not None and gradient is not None:
         total = total + (multipoles.dipoles * gradient).sum(-1)
@@ -61,8 +61,8 @@ def _self_potential(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Potential of each atom at its own centre, with gradient and traceless second derivatives.
 
-    They are the derivatives in q, u and (twice) Q of E_self = k_e/√(2π) [q²/σ + u²/3σ³ + Q:Q/10σ⁵], each order times one
-    of the ``factors`` (members, 3); ``smearing`` has the shape (members, 1).
+    They are the derivatives in q, u and (twice) Q of E_self = k_e/√(2π) [q²/σ + u²/3σ³ + Q:Q/10σ⁵], each order times
+    one of the ``factors`` (members, 3); ``smearing`` has the shape (members, 1).
     """
     value, u, t = multipoles.charges * (_SELF_POTENTIAL * factors[:, :1] / smearing), None, None
     if multipoles.dipoles is not None:
@@ -209,7 +209,7 @@ class CoulombOperator:
         ]
 
     def __call__(self, multipoles: Multipoles) -> Potentials:
-        """A m: potential, field and field gradient of the other atoms at each atom.
+        """Apply A: potential, field and field gradient of the other atoms at each atom.
 
         Raises
         ------
@@ -220,8 +220,8 @@ class CoulombOperator:
         given = multipole_order(multipoles)
         if given > self._order:
             raise ValueError(
-                f"`multipoles` have the order {given} but the operator was made for {self._order}: pass order={given} to "
-                "Coulomb.operator"
+                f"`multipoles` have the order {given} but the operator was made for {self._order}: pass order={given} "
+                "to Coulomb.operator"
             )
         value, gradient, second = self.potential(multipoles)
         return Potentials(
@@ -231,24 +231,23 @@ class CoulombOperator:
         )
 
     def potential(self, multipoles: Multipoles) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """A m: potential (atoms,), its gradient (atoms, 3) and traceless second derivatives (atoms, 3, 3)."""
-        parts = [
-            [None if block is None else part.padding.release(block) for block in part.potential(padded)]
-            for part in self._sums
-            for padded in [_padded(part.padding, multipoles)]
-        ]
-        if not parts:
-            q = multipoles.charges
-            return torch.zeros_like(q), q.new_zeros((0, 3)), q.new_zeros((0, 3, 3))
+        """Apply A: potential (atoms,), its gradient (atoms, 3) and traceless second derivatives (atoms, 3, 3)."""
+        q = multipoles.charges
+        parts = [part.potential(_padded(part.padding, multipoles)) for part in self._sums]
 
-        def collect(index: int) -> Tensor | None:
-            found = [part[index] for part in parts if part[index] is not None]
-            if not found:
-                return None
-            joined = found[0] if len(found) == 1 else torch.cat(found)
+        def collect(index: int, shape: tuple[int, ...]) -> Tensor | None:
+            blocks = [
+                part.padding.release(block)
+                for part, outcome in zip(self._sums, parts, strict=True)
+                if (block := outcome[index]) is not None
+            ]
+            if not blocks:
+                return None if parts else q.new_zeros(shape)
+            joined = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
             return joined if self._plan.order is None else joined.index_select(0, self._plan.order)
 
-        return collect(0), collect(1), collect(2)
+        value = collect(0, (0,))
+        return q if value is None else value, collect(1, (0, 3)), collect(2, (0, 3, 3))
 
     def energy(self, multipoles: Multipoles) -> Float[Tensor, " systems"]:
         """½⟨m, A m⟩ of each system (eV), float64."""

@@ -1,8 +1,8 @@
 """The plan: everything about a batch that is settled before the sum, in padded groups of like systems.
 
-A batch may mix open molecules and periodic cells of any size. Systems of one kind and of similar cost are put in one group and
-padded to its largest, so that the sums run over whole groups at once; a group costs at most a small multiple of what its
-systems need.
+A batch may mix open molecules and periodic cells of any size. Systems of one kind and of similar cost are put in one
+group and padded to its largest, so that the sums run over whole groups at once; a group costs at most a small multiple
+of what its systems need.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,17 +28,16 @@ _T = TypeVar("_T")
 
 
 def _to(value: _T, device: torch.device | str) -> _T:
-    """Copy of a frozen dataclass with its tensors on another device."""
-    changes = {}
-    for field in dataclasses.fields(value):  # type: ignore[arg-type]
-        item = getattr(value, field.name)
-        if isinstance(item, Tensor):
-            changes[field.name] = item.to(device)
-        elif isinstance(item, tuple) and item and dataclasses.is_dataclass(item[0]):
-            changes[field.name] = tuple(_to(part, device) for part in item)
-        elif dataclasses.is_dataclass(item):
-            changes[field.name] = _to(item, device)
-    return dataclasses.replace(value, **changes)  # type: ignore[type-var]
+    """Copy a tensor, tuple or frozen dataclass with all tensors in it on another device."""
+    result: Any = value
+    if isinstance(value, Tensor):
+        result = value.to(device)
+    elif isinstance(value, tuple):
+        result = tuple(_to(item, device) for item in value)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: _to(getattr(value, field.name), device) for field in dataclasses.fields(value)}
+        result = dataclasses.replace(value, **fields)
+    return result
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,12 +101,13 @@ class EwaldGroup:
     basis
         Integer matrices to reduced lattice vectors, shape (members, 3, 3).
     ranges
-        For each order of multipoles (charges, dipoles, quadrupoles): the largest index along each axis of the reciprocal
-        vectors inside the cutoff.
+        For each order of multipoles (charges, dipoles, quadrupoles): the largest index along each axis of the
+        reciprocal vectors inside the cutoff.
     cutoffs
         For each order, σ|k| where the sum ends, shape (3, members).
     self_factors
-        For each order, the shares of the self-energy of charges, dipoles, quadrupoles in the sum, shape (3, members, 3).
+        For each order, the shares of the self-energy of charges, dipoles, quadrupoles in the sum, shape (3, members,
+        3).
     """
 
     padding: Padding
@@ -131,7 +131,8 @@ class CoulombPlan:
     groups
         Groups of open and of periodic systems.
     order
-        Position of each atom of the batch in the concatenation of the groups, shape (atoms,); None where it is the same.
+        Position of each atom of the batch in the concatenation of the groups, shape (atoms,); None where it is the
+        same.
     """
 
     n_atoms: int
@@ -148,7 +149,8 @@ class CoulombPlan:
 def _group_by_cost(costs: np.ndarray, measures: np.ndarray) -> list[list[int]]:
     """Sort systems into groups whose padded cost stays within `_WASTE` of each member's own.
 
-    ``measures`` (systems, m) are the lengths that are padded; the cost of a padded system is the product of the largest.
+    ``measures`` (systems, m) are the lengths that are padded; the cost of a padded system is the product of the
+    largest.
     """
     groups: list[list[int]] = []
     largest = np.zeros(measures.shape[1])
@@ -238,12 +240,12 @@ def make_plan(batch: AtomicBatch, smearing: np.ndarray, accuracy: float) -> Coul
         for members in _group_by_cost(measures.prod(1), measures)
     )
 
-    order = torch.cat([group.padding.atoms for group in groups]) if groups else batch.system.new_zeros(0)
-    ordered = len(groups) <= 1 or bool((order[1:] > order[:-1]).all())
+    laid_out = torch.cat([group.padding.atoms for group in groups]) if groups else batch.system.new_zeros(0)
+    ordered = len(groups) <= 1 or bool((laid_out[1:] > laid_out[:-1]).all())
     return CoulombPlan(
         n_atoms=batch.n_atoms,
         n_systems=batch.n_systems,
         smearing=torch.from_numpy(smearing).to(device),
         groups=tuple(groups),
-        order=None if ordered else torch.argsort(order),
+        order=None if ordered else torch.argsort(laid_out),
     )

@@ -1,12 +1,12 @@
 r"""Sums of triple products, T = Σ_i (Σ_r a_ir ⊗ b_ir) ⊗ z_i, with derivatives of any order and little memory.
 
 This is the heart of the separable Ewald sum: a, b, z are tables of cosines and sines of one axis each, i runs over
-atoms (and, for dipoles and quadrupoles, over derivatives along the third axis), T is the structure factor on the grid of
-k. Plain autograd would keep the plane Σ_r a ⊗ b of every atom for the backward passes, hundreds of numbers per atom. It
-is cheaper to make it again: here planes live only in blocks that stay in the processor's cache.
+atoms (and, for dipoles and quadrupoles, over derivatives along the third axis), T is the structure factor on the grid
+of k. Plain autograd would keep the plane Σ_r a ⊗ b of every atom for the backward passes, hundreds of numbers per atom.
+It is cheaper to make it again: here planes live only in blocks that stay in the processor's cache.
 
-T is linear in each of a, b, z. So its derivative along G is a contraction of the same kind, and so are the derivatives of
-that: `triple_sum` and `triple_contract` are each other's backward pass, to any order.
+T is linear in each of a, b, z. So its derivative along G is a contraction of the same kind, and so are the derivatives
+of that: `triple_sum` and `triple_contract` are each other's backward pass, to any order.
 
 Shapes: a (members, items, rank, n1), b (members, items, rank, n2), z (members, items, n3), T (members, n3, n1·n2).
 """
@@ -18,8 +18,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-#: Numbers in a block of planes: half a MiB of float64, which stays in a core's second-level cache; more on an accelerator,
-#: where the launch of each block costs more than memory does.
+#: Numbers in a block of planes: half a MiB of float64, which stays in a core's second-level cache; more on an
+#: accelerator, where the launch of each block costs more than memory does.
 _BLOCK = {"cpu": 1 << 16}
 _BLOCK_ELSEWHERE = 1 << 25
 
@@ -95,8 +95,8 @@ class _TripleContract(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, along_a, along_b, along_z):  # type: ignore[no-untyped-def]
-        # The scalar behind the three cotangents is T(a', b, z)·G + T(a, b', z)·G + T(a, b, z')·G. The first two share z:
-        # they are one sum with the ranks of (a', b) and (a, b') side by side.
+        # The scalar behind the three cotangents is T(a', b, z)·G + T(a, b', z)·G + T(a, b, z')·G. The first two share
+        # z: they are one sum with the ranks of (a', b) and (a, b') side by side.
         g, a, b, z = ctx.saved_tensors
         need_g, need_a, need_b, need_z = ctx.needs_input_grad[:4]
         grad_g = grad_a = grad_b = grad_z = None
