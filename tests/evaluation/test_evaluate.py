@@ -13,7 +13,8 @@ from small_models import small_model
 from farfield.datasets.dataset import label_structures
 from farfield.datasets.quantities import Columns, Units
 from farfield.evaluation.comparison import QUANTITIES
-from farfield.evaluation.evaluate import evaluate, read_labelled
+from farfield.evaluation.evaluate import evaluate
+from farfield.evaluation.reading import read_labelled
 
 UNITS = {
     "energy_per_atom": "meV",

@@ -18,26 +18,32 @@ def evaluation():
     return evaluate(model, frames, name="<b>toy</b> & model")
 
 
-def test_self_contained(evaluation, tmp_path):
-    page = write_report(evaluation, tmp_path / "report")
-    text = page.read_text(encoding="utf-8")
-    assert page == tmp_path / "report" / "index.html"
+@pytest.fixture(scope="module")
+def page(evaluation, tmp_path_factory):
+    return write_report(evaluation, tmp_path_factory.mktemp("here") / "report")
+
+
+@pytest.fixture
+def text(page):
+    return page.read_text(encoding="utf-8")
+
+
+def test_self_contained(evaluation, page, text):
+    assert page.name == "index.html"
     # nothing is fetched: every source is inside, and there are no style sheets, scripts or fonts from elsewhere
     assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'src="([^"]*)"', text))
     assert not re.search(r"<link|@import|url\(|https?://", text)
     assert text.count("<figure>") == len(evaluation.comparisons)
-    pictures = sorted(path.name for path in (tmp_path / "report").glob("*.png"))
+    pictures = sorted(path.name for path in page.parent.glob("*.png"))
     assert pictures == sorted(f"parity_{key}.png" for key in evaluation.comparisons)
 
 
-def test_names_are_escaped(evaluation, tmp_path):
-    text = write_report(evaluation, tmp_path).read_text(encoding="utf-8")
+def test_names_are_escaped(text):
     assert "<b>toy</b>" not in text
     assert "&lt;b&gt;toy&lt;/b&gt; &amp; model" in text
 
 
-def test_tables(evaluation, tmp_path):
-    text = write_report(evaluation, tmp_path).read_text(encoding="utf-8")
+def test_tables(text):
     for title in ("Energy per atom", "Forces", "Dipole", "Quadrupole", "Charges", "Born charges"):
         assert f"<td>{title}</td>" in text
     assert "By element" in text

@@ -10,12 +10,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from farfield.atoms.structures import read_structures
+from farfield.datasets import charge_checks, fit_checks, label_checks, range_checks, structure_checks
 from farfield.datasets.dataset import LABEL_SHAPES, Dataset, Sample, label_structures
+from farfield.datasets.findings import Finding, View
 from farfield.datasets.quantities import OWN_UNITS, Columns, Conventions, Units
 from farfield.datasets.quickfit import QuickFit, quick_fit
 from farfield.datasets.registry import DATASETS, resolve_data
@@ -25,28 +27,6 @@ if TYPE_CHECKING:
 
 #: Frames that are looked at; of longer files, this many evenly spaced ones.
 MOST_FRAMES = 2000
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something that a check found.
-
-    Attributes
-    ----------
-    level
-        ``"warning"``: contradicts physics or itself; ``"note"``: good to know.
-    topic
-        One word: ``units``, ``stress``, ``duplicates``, …
-    message
-        What was found, with numbers, and what to do.
-    frames
-        Indices of the frames concerned, counted from 0 in the file, where it concerns single ones.
-    """
-
-    level: Literal["warning", "note"]
-    topic: str
-    message: str
-    frames: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,8 +102,6 @@ def inspect(
     FileNotFoundError, ValueError
         If the data cannot be read, or no frame is usable.
     """
-    from farfield.datasets import label_checks, structure_checks
-
     findings: list[Finding] = []
     if isinstance(data, Dataset):
         name, samples, info, index = data.name, list(data), data.info, list(range(len(data)))
@@ -149,56 +127,18 @@ def inspect(
         label_checks.check_force_unit,
         label_checks.check_force_outliers,
         label_checks.check_net_forces,
-        label_checks.check_total_charges,
-        label_checks.check_dipoles,
-        label_checks.check_born_charges,
-        label_checks.check_fragments,
+        charge_checks.check_total_charges,
+        charge_checks.check_dipoles,
+        charge_checks.check_born_charges,
+        range_checks.check_fragments,
     ]
     for check in checks:
         findings += check(view)
     if result is not None:
-        findings += label_checks.check_against_fit(view, result)
-        findings += label_checks.check_range(result)
+        findings += fit_checks.check_against_fit(view, result)
+        findings += range_checks.check_range(result)
     findings.sort(key=lambda finding: finding.level != "warning")
     return Inspection(name, facts, findings, result)
-
-
-@dataclass(frozen=True, eq=False)
-class View:
-    """The frames that are looked at.
-
-    Attributes
-    ----------
-    samples
-        One system each.
-    info
-        What the file says beside.
-    index
-        Index of each frame in the file.
-    """
-
-    samples: list[Sample]
-    info: list[dict[str, Any]]
-    index: list[int]
-
-    def with_label(self, *names: str) -> list[int]:
-        """Positions of the frames that have all of these labels."""
-        return [n for n, sample in enumerate(self.samples) if all(name in sample.labels for name in names)]
-
-    def frames(self, positions: Sequence[int], most: int = 12) -> str:
-        """Name some frames by their index in the file."""
-        shown = [str(self.index[n]) for n in positions[:most]]
-        more = f" and {len(positions) - most} more" if len(positions) > most else ""
-        return f"frame{'s' if len(positions) > 1 else ''} {', '.join(shown)}{more}"
-
-    def formula(self, position: int) -> tuple[tuple[int, int], ...]:
-        """Composition of a frame: pairs of atomic number and count."""
-        numbers = self.samples[position].batch.numbers.numpy()
-        return tuple((int(z), int(n)) for z, n in zip(*np.unique(numbers, return_counts=True), strict=True))
-
-    def numbers_of(self, positions: Sequence[int]) -> tuple[int, ...]:
-        """Return indices in the file."""
-        return tuple(self.index[n] for n in positions)
 
 
 def _read(

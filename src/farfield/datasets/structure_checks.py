@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from farfield.atoms.batch import AtomicBatch
 from farfield.atoms.neighbors import find_neighbors
-from farfield.datasets.inspect import Finding, View
+from farfield.datasets.findings import Finding, View
 
 #: An atom with no neighbour within this distance (Å) is isolated: most short-range models do not see that far.
 ISOLATED = 5.0

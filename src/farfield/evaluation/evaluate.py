@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,30 +17,19 @@ import numpy as np
 import torch
 
 from farfield.atoms.batch import AtomicBatch, concatenate
-from farfield.atoms.structures import read_structures
-from farfield.datasets.dataset import Dataset, Sample, label_structures
+from farfield.datasets.dataset import Dataset, Sample
 from farfield.datasets.quantities import Columns, Conventions, Units
-from farfield.datasets.registry import DATASETS, resolve_data
 from farfield.evaluation.comparison import QUANTITIES, Comparison
-from farfield.evaluation.labels import (
-    UPPER,
-    QuadrupoleOrigin,
-    best_shift,
-    check_born_order,
-    check_scale,
-    label_origin,
-    shifted_quadrupole,
-    traceless,
-)
+from farfield.evaluation.files import write_text
+from farfield.evaluation.labels import QuadrupoleOrigin, check_born_order, check_scale
+from farfield.evaluation.pairing import check_origin, compare
+from farfield.evaluation.reading import read_labelled
 
 if TYPE_CHECKING:
     from ase import Atoms
 
 #: Quantities that need latent charges.
 _ELECTRIC = ("dipole", "quadrupole", "charges", "born_charges")
-
-#: Info key of the total charge (e), used where every structure has it.
-TOTAL_CHARGE_KEY = "total_charge"
 
 
 @runtime_checkable
@@ -95,68 +82,6 @@ class Evaluation:
     def write_json(self, path: str | Path) -> None:
         """Write `as_dict` to a file, all of it or nothing."""
         write_text(path, json.dumps(self.as_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write a file by way of a temporary one beside it, so that a reader never meets half of it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        # mkstemp makes the file private; give it the permissions that open() would have given.
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(temporary).chmod(0o666 & ~mask)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def read_labelled(
-    data: str | Path | Sequence[Atoms],
-    *,
-    columns: Columns | None = None,
-    units: Units | None = None,
-    conventions: Conventions | None = None,
-    total_charge: str | None = "auto",
-) -> Dataset:
-    """Read structures and labels from a registry name, a file or ASE structures, in float64.
-
-    Parameters
-    ----------
-    data
-        Registry name, path, or ASE structures.
-    columns, units, conventions
-        As in `farfield.datasets.dataset.load_dataset`.
-    total_charge
-        Info key of the total charge; None to leave it unknown; ``"auto"`` takes ``total_charge`` where every structure
-        has it.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If the data are not there or a structure is unsound.
-    """
-    name = "structures"
-    if isinstance(data, str | Path):
-        name = str(data)
-        entry = DATASETS.get(name)
-        structures = read_structures(resolve_data(data))
-        if entry is not None:
-            columns = columns if columns is not None else Columns(**entry.columns)  # type: ignore[arg-type]
-            units = units if units is not None else Units(**entry.units)
-    else:
-        structures = list(data)
-        if not structures:
-            raise ValueError("`data` is an empty list: give at least one structure")
-    if total_charge == "auto":
-        total_charge = TOTAL_CHARGE_KEY if all(TOTAL_CHARGE_KEY in atoms.info for atoms in structures) else None
-    return label_structures(
-        structures, columns=columns, units=units, conventions=conventions, total_charge=total_charge, name=name
-    )
 
 
 def evaluate(
@@ -255,7 +180,7 @@ def evaluate(
         if key == "born_charges":
             special = check_born_order(comparison)
         elif key == "quadrupole" and quadrupole_origin == "centre":
-            special = _check_origin(comparison, data)
+            special = check_origin(comparison, data)
         notes += [note for note in (check_scale(comparison), special) if note]
     for note in notes:
         warnings.warn(note, UserWarning, stacklevel=2)
@@ -356,7 +281,7 @@ def _predict(
             rows_of = counts if QUANTITIES[key].per_atom else [1] * len(samples)
             parts = np.split(values, np.cumsum(rows_of)[:-1])
             for index, sample, part in zip(group, samples, parts, strict=True):
-                rows.setdefault(key, []).append(_compare(key, index, sample, part, origin))
+                rows.setdefault(key, []).append(compare(key, index, sample, part, origin))
         if progress is not None:
             progress(group[-1] + 1, len(data))
     if latent:
@@ -366,92 +291,6 @@ def _predict(
             "nobody said what ε∞ is: give it (--epsilon-infinity)"
         )
     return rows
-
-
-def _compare(key: str, index: int, sample: Sample, predicted: np.ndarray, origin: QuadrupoleOrigin) -> Comparison:
-    """Prediction and label of one system."""
-    quantity = QUANTITIES[key]
-    reference = sample.labels[quantity.label].double().numpy()
-    numbers = np.zeros(0, dtype=np.int64)
-    if key == "energy_per_atom":
-        predicted, reference = predicted / sample.batch.n_atoms, reference / sample.batch.n_atoms
-    if key == "quadrupole":
-        predicted = traceless(predicted.reshape(3, 3))
-        reference = traceless(_central_quadrupole(sample, reference[0], predicted, origin, index))[UPPER]
-        predicted = predicted[UPPER]
-    if quantity.per_atom:
-        numbers = sample.batch.numbers.numpy()
-    count = sample.batch.n_atoms if quantity.per_atom else 1
-    return Comparison(
-        key,
-        quantity.scale * predicted.reshape(count, -1),
-        quantity.scale * reference.reshape(count, -1),
-        np.full(count, index),
-        numbers,
-    )
-
-
-def _central_quadrupole(
-    sample: Sample, moment: np.ndarray, predicted: np.ndarray, origin: QuadrupoleOrigin, index: int
-) -> np.ndarray:
-    """Raw second moment, carried over to the geometric centre."""
-    if origin == "centre":
-        return moment
-    from ase.data import atomic_masses
-
-    if "dipole" not in sample.labels:
-        raise ValueError(
-            f"structure {index} has a quadrupole label about {origin!r} but no dipole label, which is needed to "
-            "carry it "
-            "over to the geometric centre: map the dipole column, or take quadrupole_origin='centre'"
-        )
-    positions = sample.batch.positions.double().numpy()
-    charge = _total_charge(sample)
-    dipole = sample.labels["dipole"][0].double().numpy()
-    if origin == "unknown":
-        if charge != 0:
-            raise ValueError(
-                f"structure {index} is charged ({charge:g} e): quadrupole_origin='unknown' is for neutral systems"
-            )
-        return shifted_quadrupole(moment, dipole, 0.0, best_shift(predicted - traceless(moment), dipole))
-    point = label_origin(positions, atomic_masses[sample.batch.numbers.numpy()], origin)
-    return shifted_quadrupole(moment, dipole, charge, point - positions.mean(axis=0))
-
-
-def _check_origin(comparison: Comparison, data: Dataset) -> str | None:
-    """Say so if quadrupole labels fit much better about origins other than the geometric centre."""
-    neutral = [
-        row
-        for row, index in enumerate(comparison.system)
-        if "dipole" in data[int(index)].labels and _total_charge(data[int(index)]) == 0
-    ]
-    if len(neutral) < 5:
-        return None
-    error = comparison.predicted[neutral] - comparison.reference[neutral]
-    left = []
-    for row, difference in zip(neutral, error, strict=True):
-        dipole = data[int(comparison.system[row])].labels["dipole"][0].double().numpy()
-        tensor = np.zeros((3, 3))
-        tensor[UPPER] = difference
-        tensor = tensor + tensor.T - np.diag(np.diag(tensor))
-        left.append(
-            traceless(tensor - shifted_quadrupole(np.zeros((3, 3)), dipole, 0.0, best_shift(tensor, dipole)))[UPPER]
-        )
-    before, after = float(np.sqrt((error**2).mean())), float(np.sqrt(np.square(left).mean()))
-    # An origin takes away up to three of five components: √(2/5) = .63 is left of an error of any other kind.
-    if before < 1e-3 or after > 0.4 * before:
-        return None
-    return (
-        f"Quadrupole: with the origin of each label free the RMSE falls from {before:.3g} to {after:.3g} e·Å²: the "
-        "labels "
-        "seem to be about other points than the geometric centre (quadrupole_origin, --quadrupole-origin unknown)"
-    )
-
-
-def _total_charge(sample: Sample) -> float:
-    """Total charge of one system (e), 0 where it is not known."""
-    charge = sample.batch.total_charge
-    return 0.0 if charge is None else float(charge[0])
 
 
 def _stack(key: str, parts: list[Comparison]) -> Comparison:

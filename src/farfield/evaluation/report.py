@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from farfield.evaluation.comparison import QUANTITIES
-from farfield.evaluation.evaluate import Evaluation, write_text
+from farfield.evaluation.evaluate import Evaluation
+from farfield.evaluation.files import write_text
 from farfield.evaluation.parity import format_number, format_share, save_parity
 
 _CSS = """

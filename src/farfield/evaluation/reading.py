@@ -1,0 +1,62 @@
+"""Structures with labels, from wherever they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from farfield.atoms.structures import read_structures
+from farfield.datasets.dataset import Dataset, label_structures
+from farfield.datasets.quantities import Columns, Conventions, Units
+from farfield.datasets.registry import DATASETS, resolve_data
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+#: Info key of the total charge (e), used where every structure has it.
+TOTAL_CHARGE_KEY = "total_charge"
+
+
+def read_labelled(
+    data: str | Path | Sequence[Atoms],
+    *,
+    columns: Columns | None = None,
+    units: Units | None = None,
+    conventions: Conventions | None = None,
+    total_charge: str | None = "auto",
+) -> Dataset:
+    """Read structures and labels from a registry name, a file or ASE structures, in float64.
+
+    Parameters
+    ----------
+    data
+        Registry name, path, or ASE structures.
+    columns, units, conventions
+        As in `farfield.datasets.dataset.load_dataset`.
+    total_charge
+        Info key of the total charge; None to leave it unknown; ``"auto"`` takes ``total_charge`` where every structure
+        has it.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If the data are not there or a structure is unsound.
+    """
+    name = "structures"
+    if isinstance(data, str | Path):
+        name = str(data)
+        entry = DATASETS.get(name)
+        structures = read_structures(resolve_data(data))
+        if entry is not None:
+            columns = columns if columns is not None else Columns(**entry.columns)  # type: ignore[arg-type]
+            units = units if units is not None else Units(**entry.units)
+    else:
+        structures = list(data)
+        if not structures:
+            raise ValueError("`data` is an empty list: give at least one structure")
+    if total_charge == "auto":
+        total_charge = TOTAL_CHARGE_KEY if all(TOTAL_CHARGE_KEY in atoms.info for atoms in structures) else None
+    return label_structures(
+        structures, columns=columns, units=units, conventions=conventions, total_charge=total_charge, name=name
+    )
