@@ -66,7 +66,8 @@ def main() -> None:
 
 
 def _fail(message: object) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
+    # one line, whatever a library has put into its message
+    typer.echo(f"error: {' '.join(str(message).split())}", err=True)
     raise typer.Exit(2)
 
 
@@ -369,10 +370,11 @@ def _print_evaluation(result: Evaluation) -> None:
     console = Console(highlight=False)
     title = f"{result.model} on {result.data}: {result.n_systems} structures"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, name in enumerate(METRICS_HEADER):
+    shown = METRICS_HEADER[:-1]  # without the number of values, to fit 80 columns
+    for number, name in enumerate(shown):
         table.add_column(name, justify="left" if number < 2 else "right", no_wrap=True)
     for row in metrics_rows(result):
-        table.add_row(*row)
+        table.add_row(*row[: len(shown)])
     console.print(table)
     for note in result.notes:
         console.print(Text.assemble(("note: ", "yellow"), note))
