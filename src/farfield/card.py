@@ -38,7 +38,7 @@ class ModelCard:
         Range of its neighbour list, and distance up to which an atom feels others through it (Å). Taken from the
         potential.
     gauge_sign, gauge
-        Sign that latent charges are multiplied by (energies are even in them, PHYSICS §5), and how it was fixed.
+        Sign that latent charges are multiplied by (energies are even in them), and how it was fixed.
     epsilon_infinity
         High-frequency dielectric constant of the bulk: physical multipoles of periodic systems are √ε∞ times the latent
         ones. None: unknown; multipoles of periodic systems are then reported latent. Open systems need none.

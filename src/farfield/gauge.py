@@ -1,4 +1,4 @@
-"""The sign of latent charges: energies are even in them, so it is fixed after training (PHYSICS §5)."""
+"""The sign of latent charges: energies are even in them, so it is fixed after training."""
 
 from __future__ import annotations
 

@@ -239,7 +239,7 @@ class Model:
         return batch.to(device=self.device, dtype=self.dtype)
 
     def scale(self, batch: AtomicBatch, epsilon_infinity: float | None = None) -> Float[Tensor, " systems"]:
-        """Give physical over latent multipoles, gauge sign times √ε_e (PHYSICS §5), shape (systems,), float64.
+        """Give physical over latent multipoles, gauge sign times √ε_e, shape (systems,), float64.
 
         ε_e is 1 for open systems, ε∞ for 3D-periodic ones; slabs and wires take only an ε given here.
         """

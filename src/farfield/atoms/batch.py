@@ -114,7 +114,7 @@ class AtomicBatch:
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
     def sum_over_atoms(self, values: Float[Tensor, "atoms *rest"]) -> Float[Tensor, "systems *rest"]:
-        """Sum an atomic quantity over the atoms of each system, in float64 (see the contract on energies in DESIGN)."""
+        """Sum an atomic quantity over the atoms of each system, in float64."""
         total = values.new_zeros((self.n_systems, *values.shape[1:]), dtype=torch.float64)
         return total.index_add(0, self.system, values.double())
 

@@ -1,6 +1,6 @@
 r"""Reciprocal-space sum of Gaussian multipoles in a periodic cell, with separable phase factors.
 
-The energy is a quadratic form of the structure factor (PHYSICS.md §1; full sphere of k ≠ 0, w its Gaussian Coulomb
+The energy is a quadratic form of the structure factor (full sphere of k ≠ 0, w its Gaussian Coulomb
 weight)
 
     E = Σ_k w(k) |S(k)|² ,   w(k) = (2π k_e/V) e^{−σ²k²/2}/k² · switch(|k|) ,   S(k) = Σ_i L_i e^{i k·r_i} ,

@@ -1,6 +1,6 @@
 """Born effective charges and forces in an electric field, by vector–Jacobian products on one retained graph.
 
-Along open directions Z*_{i,ab} = ∂P_a/∂r_ib with P of `polarization`. Along periodic axes (PHYSICS §6)
+Along open directions Z*_{i,ab} = ∂P_a/∂r_ib with P of `polarization`. Along periodic axes
 
     Z*_i = q̃_i·1 + Σ_j d_ij ⊗ ∂q_j/∂r_i + Σ_j ∂u_j/∂r_i ,   d_ij ≈ Σ_axes (cell vector) Σ_m c_m sin(2πm s_ij)/(2πm),
 

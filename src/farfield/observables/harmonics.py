@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def flat_coefficients(harmonics: int) -> Float[Tensor, " harmonics"]:
-    """Coefficients of the maximally flat combination, c_m = 2(−1)^{m+1} (M!)²/((M−m)!(M+m)!) (PHYSICS §6).
+    """Coefficients of the maximally flat combination, c_m = 2(−1)^{m+1} (M!)²/((M−m)!(M+m)!).
 
     All derivatives of Σ_m c_m sin(m x)/m − x up to order 2M vanish at x = 0: the error is O(x^{2M+1}).
 

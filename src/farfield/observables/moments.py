@@ -33,7 +33,7 @@ class MultipoleModel(Protocol):
         ...
 
 
-#: From latent to physical multipoles: one number, or one per system (PHYSICS §5: gauge sign times √ε).
+#: From latent to physical multipoles: one number, or one per system (gauge sign times √ε).
 Scale = float | Float[Tensor, " systems"]
 
 
@@ -56,7 +56,7 @@ def scale_of_atoms(batch: AtomicBatch, scale: Scale) -> Float[Tensor, " atoms"]:
 
 
 def physical(batch: AtomicBatch, multipoles: Multipoles, scale: Scale = 1.0) -> Multipoles:
-    """Multiply latent multipoles by the scale of their system (gauge sign and √ε, PHYSICS §5)."""
+    """Multiply latent multipoles by the scale of their system (gauge sign and √ε)."""
     factor = scale_of_atoms(batch, scale)
     return Multipoles(
         charges=multipoles.charges * factor,
@@ -68,7 +68,7 @@ def physical(batch: AtomicBatch, multipoles: Multipoles, scale: Scale = 1.0) -> 
 def balanced_charges(batch: AtomicBatch, charges: Float[Tensor, " atoms"]) -> Float[Tensor, " atoms"]:
     """Charges with their residual spread evenly, so that each system has its total charge.
 
-    q̃_i = q_i − (Σq − Q_tot)/N (PHYSICS §6), with Q_tot = ``batch.total_charge``, 0 where it is not known. With q̃ the
+    q̃_i = q_i − (Σq − Q_tot)/N, with Q_tot = ``batch.total_charge``, 0 where it is not known. With q̃ the
     polarization of a neutral system does not depend on the origin, whatever the model's charges add up to.
 
     Parameters
@@ -196,7 +196,7 @@ def polarization(model: MultipoleModel, batch: AtomicBatch, *, scale: Scale = 1.
 
     In a periodic system only changes of P along a path of *unwrapped* positions mean something: carrying atom i across
     the cell changes P by q̃_i times a cell vector, and P is known up to such quanta. Its derivatives in periodic
-    directions are those of `born_charges` (PHYSICS §6), not of this sum, whose residual Σq couples all of the cell.
+    directions are those of `born_charges`, not of this sum, whose residual Σq couples all of the cell.
 
     Parameters
     ----------

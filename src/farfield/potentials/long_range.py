@@ -126,7 +126,7 @@ class LongRange(nn.Module):
         """Latent multipoles with their graph.
 
         With ``detach_total`` the residual that a constraint spreads over the atoms carries no gradient (Born charges of
-        periodic systems need that, PHYSICS §6).
+        periodic systems need that).
 
         Raises
         ------
@@ -161,7 +161,7 @@ class LongRange(nn.Module):
         return LongRangeResult(energy=result.energy, multipoles=multipoles)
 
     def _constrained(self, charges: Tensor, batch: AtomicBatch, weights: Tensor | None, detached: bool) -> Tensor:
-        """Charges moved so that each system's sum is Q_tot/√ε_e (PHYSICS §5)."""
+        """Charges moved so that each system's sum is Q_tot/√ε_e."""
         assert batch.total_charge is not None  # narrows the type
         screened = batch.pbc.all(-1).to(charges.dtype) * (self.epsilon_infinity**-0.5 - 1.0) + 1.0
         wanted = batch.total_charge.to(charges.dtype) * screened

@@ -28,7 +28,7 @@ def find_gauge(potential: AugmentedPotential, dataset: Dataset) -> tuple[int, st
 
     The energy is even in the multipoles, so that their overall sign is arbitrary. Where the total charge is a
     constraint and some systems are charged, the constraint has fixed it; else the mean charge of the most
-    electronegative element over the training frames is made negative (PHYSICS §5).
+    electronegative element over the training frames is made negative.
     """
     far = potential.long_range
     if far is None:
