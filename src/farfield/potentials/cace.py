@@ -61,8 +61,8 @@ class CACE(nn.Module):
     cutoff_power
         Power of the polynomial cutoff.
     saturation
-        Standard deviations (of the training structures, per element) at which invariants level off, so that structures
-        far from the training set get bounded energies, not products of large numbers; None: never.
+        Multiple of their usual size at which invariants level off, so that structures far from the training set get
+        bounded energies, not products of large numbers; None: never.
 
     Raises
     ------
@@ -141,7 +141,9 @@ class CACE(nn.Module):
         self.receiver = nn.Embedding(len(elements), n_embedding)
         channels = n_radial * n_embedding**2
         # Radial functions differ by rank and by chemical channel: R_{n,cl} in the paper.
-        self.radial = nn.Parameter(torch.randn(max_l + 1, n_embedding, n_bessel, n_radial * n_embedding))
+        # They start smooth, the n-th Bessel function with weight 1/n: rough ones generalize worse from few structures.
+        smooth = 1.0 / torch.arange(1, n_bessel + 1)[:, None]
+        self.radial = nn.Parameter(torch.randn(max_l + 1, n_embedding, n_bessel, n_radial * n_embedding) * smooth)
         kinds = len(invariant_names(max_l, max_nu))
         self.layers = nn.ModuleList(
             _Message(n_features * (t + 1), channels, n_bessel, self.ranks, n_message_channels) for t in range(n_layers)
@@ -218,6 +220,8 @@ class CACE(nn.Module):
         for rank, part in enumerate(basis):
             self.basis_scale[rank] = 1.0 / part.square().mean().sqrt().clamp(min=1e-6)
         basis = [part * scale for part, scale in zip(basis, self.basis_scale, strict=True)]
+        names = invariant_names(self.max_l, self.max_nu)
+        factors = torch.tensor([len(name) for name in names], device=element.device)
         scalars: list[Tensor] = []
         for t, module in enumerate(self.invariants):
             if t:
@@ -225,7 +229,7 @@ class CACE(nn.Module):
             found = products(basis, self.max_nu, covariants=True)
             invariants = found.invariants
             assert isinstance(module, _Invariants)
-            module.calibrate(invariants, element)
+            module.calibrate(invariants, factors)
             scalars.append(module(invariants, element))
         for name, kinds in (("vector_scale", found.vectors), ("tensor_scale", found.tensors)):
             if name in self._buffers:
@@ -313,12 +317,13 @@ def _gather(values: Tensor, others: Tensor) -> Tensor:
 class _Invariants(nn.Module):
     """Linear map of the invariants to features, with a bias per element.
 
-    The invariants of an element differ little from structure to structure beside their mean (bonds are all about as
-    long), and it is the difference that matters: they enter standardized per element, by fixed numbers that
-    `calibrate` sets. Beyond ``saturation`` standard deviations they level off.
+    Invariants of one kind (number and ranks of factors) share one scale, which `calibrate` sets so that kinds of ν
+    factors start with an RMS of 2^(1−ν). Channels that are small stay small and products of more factors count less:
+    this prior is what makes the model generalize. Standardizing each invariant by itself instead fits the training set
+    as fast and errs half as much again on structures not seen (measured on 100 dipeptides: 309 to 200 meV/Å).
+    Beyond ``saturation`` times the scale they level off.
     """
 
-    mean: Tensor
     scale: Tensor
 
     def __init__(self, n_in: int, n_out: int, n_elements: int, saturation: float | None) -> None:
@@ -327,28 +332,21 @@ class _Invariants(nn.Module):
         self.linear = ScaledLinear(n_in, n_out, bias=False)
         self.bias = nn.Embedding(n_elements, n_out)
         self.gate = ScaledLinear(n_out, n_out)
-        self.register_buffer("mean", torch.zeros(n_elements, n_in))
-        self.register_buffer("scale", torch.ones(n_elements, n_in))
+        self.register_buffer("scale", torch.ones(n_in))
         nn.init.zeros_(self.bias.weight)
 
     def forward(self, invariants: Tensor, element: Tensor) -> Tensor:
-        flat = (invariants.transpose(0, 1).flatten(1) - self.mean[element]) * self.scale[element]
+        flat = invariants.transpose(0, 1).flatten(1) * self.scale
         if self.saturation is not None:
             flat = flat * (1.0 + (flat / self.saturation).square()).rsqrt()
         hidden = self.linear(flat) + self.bias(element)
         return hidden + nn.functional.silu(self.gate(hidden))
 
-    def calibrate(self, invariants: Tensor, element: Tensor) -> None:
-        flat = invariants.transpose(0, 1).flatten(1)
-        size = flat.square().mean(0)
-        for row in range(len(self.mean)):
-            # an element that hardly occurs takes the statistics of all
-            own = flat[element == row]
-            own = own if len(own) > 8 else flat
-            self.mean[row] = own.mean(0)
-            # no feature is blown up by more than its size warrants
-            square = own.var(0, correction=0) + 1e-2 * size
-            self.scale[row] = torch.where(square > 0, square, 1.0).rsqrt()
+    def calibrate(self, invariants: Tensor, factors: Tensor) -> None:
+        """Set the scales from invariants (kinds, atoms, channels) with a number of ``factors`` each, shape (kinds,)."""
+        size = invariants.square().mean((1, 2))
+        scale = torch.where(size > 0, size, 1.0).rsqrt() * 2.0 ** (1 - factors)
+        self.scale.copy_(scale[:, None].expand(-1, invariants.shape[2]).flatten())
 
 
 class _Message(nn.Module):
