@@ -55,6 +55,7 @@ autosummary_ignore_module_all = False
 napoleon_google_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
+napoleon_attr_annotations = False  # jaxtyping's strings are no types to Sphinx
 
 sphinx_gallery_conf = {
     "examples_dirs": "examples",
