@@ -97,7 +97,7 @@ def test_killed_process_resumes_bit_for_bit(data: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, "-m", "farfield.training", str(file)], env=environment)
     checkpoint = tmp_path / "killed" / CHECKPOINT
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(0.3)
