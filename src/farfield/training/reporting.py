@@ -46,11 +46,8 @@ class History:
         values = torch.tensor(self.rows, dtype=torch.float64).reshape(len(self.rows), len(self.columns))
         return {"columns": list(self.columns), "values": values}
 
-    def load_state_dict(self, state: Any) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a state."""
-        if isinstance(state, list):
-            self.columns, self.rows = list(state[0]), [list(row.values()) for row in state]
-            return
         self.columns, self.rows = list(state["columns"]), state["values"].tolist()
 
 
