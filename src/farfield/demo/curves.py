@@ -104,6 +104,8 @@ def make_curves(
             groups.setdefault(atoms.info["curve"], []).append(atoms)
     curves = []
     for group in groups.values():
+        if len(group) < 2:
+            raise ValueError(f"the curve {group[0].info['curve']!r} has a single point, but needs at least two")
         group = sorted(group, key=lambda atoms: atoms.info["distance"])
         first, second = group[0].info["molecules"].split()
         distance = np.array([atoms.info["distance"] for atoms in group])

@@ -12,7 +12,8 @@ import numpy as np
 from farfield.demo.curves import Curve
 from farfield.demo.pictures import SIGNS
 from farfield.evaluation.comparison import QUANTITIES
-from farfield.evaluation.evaluate import Evaluation, write_text
+from farfield.evaluation.evaluate import Evaluation
+from farfield.evaluation.files import write_text
 from farfield.evaluation.parity import format_number, format_share
 from farfield.evaluation.report import embedded_picture, html_page, html_table
 
@@ -37,14 +38,13 @@ def comparison_rows(curves: Sequence[Curve], evaluations: Mapping[str, Evaluatio
     """Rows of the table that compares the models: what, unit, and one number for each model."""
     rows = []
 
-    def add(title: str, unit: str, values: Sequence[float | None], share: bool = False) -> None:
+    def add(title: str, unit: str, values: list[float | None], share: bool = False) -> None:
         rows.append([title, unit, *((format_share if share else format_number)(value) for value in values)])
 
     for key in ("energy_per_atom", "forces"):
         quantity = QUANTITIES[key]
         label = {"energy_per_atom": "meV/atom"}.get(key, quantity.unit)
-        values = [e.comparisons[key].metrics.rmse for e in evaluations.values()]
-        add(f"{quantity.title}, RMSE", label, values)
+        add(f"{quantity.title}, RMSE", label, [e.comparisons[key].metrics.rmse for e in evaluations.values()])
     for beyond, where in ((False, "within the cutoff"), (True, "beyond the cutoff")):
         values = [curve_errors(curves, name, beyond=beyond) for name in evaluations]
         add(f"Dissociation curves {where}, RMSE", "meV", [None if v is None else 1e3 * v for v in values])
@@ -136,8 +136,8 @@ def write_page(
         figures("curves"),
         f'<p class="muted">Grey: no atom of one molecule sees one of the other within {cutoff:g} Å, so that the '
         "short-range energy is that of two separate molecules, whatever was trained. Dotted: the largest distance in "
-        f"training. Pairs that training never met: {escape('; '.join(unseen))}. The molecules are rigid; energies are relative "
-        "to each model's own energies of the two molecules alone.</p>",
+        f"training. Pairs that training never met: {escape('; '.join(unseen))}. The molecules are rigid; energies are "
+        "relative to each model's own energies of the two molecules alone.</p>",
         "<h2>Beyond the cutoff</h2>",
         html_table(["RMSE of the interaction energy (meV)", *evaluations], by_kind),
         "<h2>Learned, never shown</h2>",

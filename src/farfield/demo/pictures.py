@@ -212,7 +212,7 @@ def save_all(
         Paths by name: ``curves``, ``forces``, ``kept_back``, ``overview``.
     """
     far = evaluations["long-range"].comparisons
-    kept_back = {key: far[key] for key in ("charges", "dipole", "born_charges") if key in far}
+    kept_back: dict[str, Comparison] = {key: far[key] for key in ("charges", "dipole", "born_charges") if key in far}
     paths = {
         name: output / f"{file}.png"
         for name, file in {"curves": "curves", "forces": "forces", "kept_back": "kept_back", "overview": "demo"}.items()
