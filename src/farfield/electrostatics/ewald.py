@@ -28,6 +28,7 @@ from torch import Tensor
 
 from farfield.electrostatics.cutoff import switch
 from farfield.electrostatics.trilinear import triple_contract, triple_sum
+from farfield.electrostatics.waves import wave_tables
 from farfield.units import INVERSE_TWO_EPSILON_0
 
 #: Signs (σ₂, σ₃) of h₂ and h₃ in the four octants with h₁ ≥ 0.
@@ -94,22 +95,6 @@ def reciprocal_weights(cell: Tensor, smearing: Tensor, ranges: tuple[int, int, i
     return weight.reshape(len(cell), 4, -1) * count
 
 
-def _axis_tables(fractional: Tensor, ranges: tuple[int, int, int], levels: int, dtype: torch.dtype) -> list[Tensor]:
-    """For each axis cos 2πhs and sin 2πhs, h = 0…n, and derivatives in s: (members, atoms, levels, 2(n+1))."""
-    frequencies = torch.arange(max(ranges) + 1, dtype=fractional.dtype, device=fractional.device) * (2.0 * math.pi)
-    angle = fractional[..., None] * frequencies
-    frequencies = frequencies.to(dtype)
-    wave = torch.stack((torch.cos(angle), torch.sin(angle)), -2).to(dtype)
-    rows = [wave]
-    if levels > 1:
-        cosine, sine = wave.unbind(-2)
-        rows.append(torch.stack((-frequencies * sine, frequencies * cosine), -2))
-    if levels > 2:
-        rows.append(-(frequencies**2) * wave)
-    table = torch.stack(rows, 3)
-    return [table[:, :, axis, :, :, : n + 1].flatten(3) for axis, n in enumerate(ranges)]
-
-
 def _fractional_multipoles(
     dipoles: Tensor | None, quadrupoles: Tensor | None, inverse: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -119,24 +104,32 @@ def _fractional_multipoles(
     return u, q
 
 
-def _moments(charges: Tensor, dipoles: Tensor | None, quadrupoles: Tensor | None, levels: int) -> Tensor:
-    """Coefficients M[p₃, p₁, p₂] of ∂₁^p₁ ∂₂^p₂ ∂₃^p₃ in L, shape (members, atoms, levels, levels, levels)."""
-    zero = torch.zeros_like(charges)
-    table = [zero] * levels**3
+def _weighted_waves(
+    charges: Tensor, dipoles: Tensor | None, quadrupoles: Tensor | None, y: tuple[Tensor, ...], levels: int
+) -> list[Tensor]:
+    """Fold the multipoles into the waves of the second axis: what goes with ∂₁^p₁ ∂₃^p₃ for every p₁ + p₃ < levels.
 
-    def put(value: Tensor, p1: int, p2: int, p3: int) -> None:
-        table[(p3 * levels + p1) * levels + p2] = value
-
-    put(charges, 0, 0, 0)
-    if dipoles is not None:
-        for axis, power in enumerate(((1, 0, 0), (0, 1, 0), (0, 0, 1))):
-            put(dipoles[..., axis], *power)
-    if quadrupoles is not None:
-        for a, b, power in ((0, 1, (1, 1, 0)), (0, 2, (1, 0, 1)), (1, 2, (0, 1, 1))):
-            put(0.5 * (quadrupoles[..., a, b] + quadrupoles[..., b, a]), *power)
-        for axis, power in enumerate(((2, 0, 0), (0, 2, 0), (0, 0, 2))):
-            put(0.5 * quadrupoles[..., axis, axis], *power)
-    return torch.stack(table, -1).unflatten(-1, (levels, levels, levels))
+    L = q + u·∇ + ½ Q:∇∇ in fractional coordinates is sorted by the powers of ∂₃ and ∂₁; those of ∂₂ act on ``y``.
+    One tensor (members, slots, levels − p₃, 2(n₂ + 1)) for each p₃.
+    """
+    if levels == 1:
+        return [(charges[..., None] * y[0])[:, :, None]]
+    q = charges[..., None]
+    u = torch.zeros_like(q).expand(*charges.shape, 3) if dipoles is None else dipoles
+    u1, u2, u3 = u.split(1, -1)
+    rows = [[q * y[0] + u2 * y[1], u1 * y[0]], [u3 * y[0]]]
+    if levels == 3:
+        if quadrupoles is None:
+            quadrupoles = torch.zeros_like(q)[..., None].expand(*charges.shape, 3, 3)
+        half = 0.5 * (quadrupoles + quadrupoles.mT).flatten(2)
+        q11, q12, q13, _, q22, q23, _, _, q33 = half.split(1, -1)
+        rows[0][0] = rows[0][0] + 0.5 * q22 * y[2]
+        rows[0][1] = rows[0][1] + q12 * y[1]
+        rows[0].append(0.5 * q11 * y[0])
+        rows[1][0] = rows[1][0] + q23 * y[1]
+        rows[1].append(q13 * y[0])
+        rows.append([0.5 * q33 * y[0]])
+    return [torch.stack(row, 2) for row in rows]
 
 
 class EwaldGeometry:
@@ -182,22 +175,24 @@ class EwaldGeometry:
         self.inverse = inverse.to(dtype)
         self.weights = reciprocal_weights(reduced, smearing, ranges, cutoff).to(dtype)
         levels = max(source_levels, field_levels)
-        self.x, self.y, self.z = _axis_tables(fractional, ranges, levels, dtype)
+        self.x, self.y, self.z = (
+            wave_tables(coordinate, n, levels, dtype)
+            for coordinate, n in zip(fractional.unbind(-1), ranges, strict=True)
+        )
         self.octants = torch.tensor(_octant_matrix(), dtype=dtype, device=positions.device)
         self._grid = tuple(n + 1 for n in ranges)
 
     def structure(self, charges: Tensor, dipoles: Tensor | None, quadrupoles: Tensor | None) -> Tensor:
         """Re S and Im S in the four octants, shape (members, 8, k), of padded multipoles (members, slots, …)."""
         levels = self.source_levels
-        x, y, z = (table[:, :, :levels] for table in (self.x, self.y, self.z))
-        if levels == 1:
-            a, b = x * charges[..., None, None], y
-        else:
-            u, q = _fractional_multipoles(dipoles, quadrupoles, self.inverse)
-            # Items are (atom, p₃), the rank is p₁.
-            b = (_moments(charges, u, q, levels) @ y[:, :, None]).flatten(1, 2)
-            a = x[:, :, None].expand(-1, -1, levels, -1, -1).flatten(1, 2)
-        product = triple_sum(a, b, z.flatten(1, 2))
+        if levels > 1:
+            dipoles, quadrupoles = _fractional_multipoles(dipoles, quadrupoles, self.inverse)
+        weighted = _weighted_waves(charges, dipoles, quadrupoles, self.y, levels)
+        x = torch.stack(self.x[:levels], 2)
+        # One sum for each power of ∂₃; the powers of ∂₁ are the rank of a plane.
+        product = triple_sum(x, weighted[0], self.z[0])
+        for power in range(1, levels):
+            product = product + triple_sum(x[:, :, : levels - power], weighted[power], self.z[power])
         n1, n2, n3 = self._grid
         product = product.reshape(-1, 2, n3, 2, n1, 2, n2).permute(0, 3, 5, 1, 4, 6, 2)
         return self.octants @ product.reshape(len(x), 8, -1)
@@ -210,24 +205,26 @@ class EwaldGeometry:
     def potential(self, structure: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Potential (members, slots), its gradient and second derivatives, self-interaction included."""
         levels = self.field_levels
-        members, slots = self.x.shape[:2]
+        members = len(structure)
         n1, n2, n3 = self._grid
         weights = 2.0 * torch.cat((self.weights, self.weights), 1)
         adjoint = (self.octants.mT @ (weights * structure)).reshape(members, 2, 2, 2, n1, n2, n3)
         adjoint = adjoint.permute(0, 3, 6, 1, 4, 2, 5).reshape(members, 2 * n3, 4 * n1 * n2)
-        # Items are (atom, p₃), the rank is p₂; the derivatives come out as d[p₁, p₃, p₂].
-        y = self.y[:, :, None, :levels].expand(-1, -1, levels, -1, -1).flatten(1, 2)
-        columns = triple_contract(adjoint, y, self.z[:, :, :levels].flatten(1, 2))
-        columns = columns.reshape(members, slots, levels * levels, 2 * n1)
-        d = (self.x[:, :, :levels] @ columns.mT).unflatten(-1, (levels, levels))
-        value = d[..., 0, 0, 0]
+        x, y = torch.stack(self.x[:levels], 2), torch.stack(self.y[:levels], 2)
+        # derivatives[p₃][…, p₁, p₂], as far as p₁, p₂ < levels − p₃
+        derivatives = []
+        for power in range(levels):
+            columns = triple_contract(adjoint, y[:, :, : levels - power], self.z[power])
+            derivatives.append(x[:, :, : levels - power] @ columns.mT)
+        d = derivatives
+        value = d[0][..., 0, 0]
         gradient = second = None
         if levels > 1:
-            first = torch.stack((d[..., 1, 0, 0], d[..., 0, 0, 1], d[..., 0, 1, 0]), -1)
+            first = torch.stack((d[0][..., 1, 0], d[0][..., 0, 1], d[1][..., 0, 0]), -1)
             gradient = first @ self.inverse.mT
         if levels > 2:
-            xx, yy, zz = d[..., 2, 0, 0], d[..., 0, 0, 2], d[..., 0, 2, 0]
-            xy, xz, yz = d[..., 1, 0, 1], d[..., 1, 1, 0], d[..., 0, 1, 1]
+            xx, yy, zz = d[0][..., 2, 0], d[0][..., 0, 2], d[2][..., 0, 0]
+            xy, xz, yz = d[0][..., 1, 1], d[1][..., 1, 0], d[1][..., 0, 1]
             matrix = torch.stack((xx, xy, xz, xy, yy, yz, xz, yz, zz), -1).unflatten(-1, (3, 3))
             second = self.inverse[:, None] @ matrix @ self.inverse.mT[:, None]
         return value, gradient, second

@@ -13,42 +13,74 @@ Shapes: a (members, items, rank, n1), b (members, items, rank, n2), z (members, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import threading
 
 import torch
 from torch import Tensor
 
-#: Numbers in a block of planes: half a MiB of float64, which stays in a core's second-level cache; more on an
+#: Numbers in a block of planes: a MiB of float64, which stays in a core's second-level cache; more on an
 #: accelerator, where the launch of each block costs more than memory does.
-_BLOCK = {"cpu": 1 << 16}
+_BLOCK = {"cpu": 1 << 17}
 _BLOCK_ELSEWHERE = 1 << 25
 
 
-def _blocks(z: Tensor, plane: int) -> Iterator[tuple[slice, slice]]:
+_scratch = threading.local()
+
+
+def _buffer(like: Tensor, size: int) -> Tensor:
+    """Memory for one block of planes, kept from call to call on the CPU, where new pages cost more than the planes."""
+    if like.device.type != "cpu":
+        return like.new_empty(size)
+    kept: dict[str, Tensor] = _scratch.__dict__
+    key = str(like.dtype)
+    if key not in kept or kept[key].numel() < size:
+        kept[key] = torch.empty(size, dtype=like.dtype)
+    return kept[key]
+
+
+def _blocks(z: Tensor, plane: int) -> list[tuple[slice, slice]]:
     """Slices of members and of items whose planes fill a block."""
     members, items = z.shape[:2]
     size = _BLOCK.get(z.device.type, _BLOCK_ELSEWHERE)
     step = max(1, size // max(plane, 1))
     if step >= items:
-        step_members = max(1, step // max(items, 1))
-        for first in range(0, members, step_members):
-            yield slice(first, first + step_members), slice(None)
-        return
-    for member in range(members):
-        for first in range(0, items, step):
-            yield slice(member, member + 1), slice(first, first + step)
+        group = max(1, step // max(items, 1))
+        return [(slice(first, first + group), slice(None)) for first in range(0, members, group)]
+    # Blocks of equal size: a small remainder would cost as many calls as a full block.
+    step = math.ceil(items / math.ceil(items / step))
+    return [
+        (slice(member, member + 1), slice(first, first + step))
+        for member in range(members)
+        for first in range(0, items, step)
+    ]
 
 
-def _planes(a: Tensor, b: Tensor) -> Tensor:
-    """Σ_r a ⊗ b of a block, shape (members, items, n1·n2)."""
-    product = a.mT * b if a.shape[2] == 1 else a.mT @ b
-    return product.flatten(2)
+def _planes(a: Tensor, b: Tensor, memory: Tensor) -> Tensor:
+    """Σ_r a ⊗ b of a block, shape (members, items, n1·n2), written into ``memory``."""
+    shape = (a.shape[0], a.shape[1], a.shape[3], b.shape[3])
+    planes = memory[: math.prod(shape)].view(shape)
+    if a.shape[2] == 1:
+        torch.mul(a.mT, b, out=planes)
+    else:
+        torch.matmul(a.mT, b, out=planes)
+    return planes.flatten(2)
+
+
+def _largest(blocks: list[tuple[slice, slice]], z: Tensor, plane: int) -> int:
+    """Numbers in the planes of the first block, which is the largest."""
+    if not blocks:
+        return 0
+    member, item = blocks[0]
+    return len(range(*member.indices(z.shape[0]))) * len(range(*item.indices(z.shape[1]))) * plane
 
 
 def _sum(a: Tensor, b: Tensor, z: Tensor) -> Tensor:
     total = z.new_zeros((len(z), z.shape[2], a.shape[3] * b.shape[3]))
-    for member, item in _blocks(z, total.shape[2]):
-        total[member].baddbmm_(z[member, item].mT, _planes(a[member, item], b[member, item]))
+    blocks = _blocks(z, total.shape[2])
+    memory = _buffer(z, _largest(blocks, z, total.shape[2]))
+    for member, item in blocks:
+        total[member].baddbmm_(z[member, item].mT, _planes(a[member, item], b[member, item], memory))
     return total
 
 
@@ -61,15 +93,20 @@ def _contract(
     along_a = g.new_empty((*b.shape[:3], n1)) if wanted[0] and b is not None else None
     along_b = g.new_empty((*a.shape[:3], n2)) if wanted[1] and a is not None else None
     along_z = g.new_empty((*a.shape[:2], g.shape[1])) if wanted[2] and a is not None else None
-    for member, item in _blocks(some, n1 * n2):
+    blocks = _blocks(some, n1 * n2)
+    memory = _buffer(g, _largest(blocks, some, n1 * n2))
+    for member, item in blocks:
         if z is not None and (wanted[0] or wanted[1]):
-            plane = (z[member, item] @ g[member]).unflatten(2, (n1, n2))
+            waves = z[member, item]
+            shape = (*waves.shape[:2], n1, n2)
+            plane = memory[: math.prod(shape)].view(shape)
+            torch.bmm(waves, g[member], out=plane.flatten(2))
             if along_a is not None and b is not None:
                 torch.matmul(b[member, item], plane.mT, out=along_a[member, item])
             if along_b is not None and a is not None:
                 torch.matmul(a[member, item], plane, out=along_b[member, item])
         if along_z is not None and a is not None and b is not None:
-            torch.matmul(_planes(a[member, item], b[member, item]), g[member].mT, out=along_z[member, item])
+            torch.bmm(_planes(a[member, item], b[member, item], memory), g[member].mT, out=along_z[member, item])
     return along_a, along_b, along_z
 
 
