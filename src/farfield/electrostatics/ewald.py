@@ -132,6 +132,11 @@ def _weighted_waves(
     return [torch.stack(row, 2) for row in rows]
 
 
+def _stacked(waves: tuple[Tensor, ...], levels: int) -> Tensor:
+    """First levels of a table, shape (members, slots, levels, 2(n + 1))."""
+    return waves[0][:, :, None] if levels == 1 else torch.stack(waves[:levels], 2)
+
+
 class EwaldGeometry:
     """Positions and cells of a group of periodic systems, ready to be applied to multipoles.
 
@@ -188,14 +193,13 @@ class EwaldGeometry:
         if levels > 1:
             dipoles, quadrupoles = _fractional_multipoles(dipoles, quadrupoles, self.inverse)
         weighted = _weighted_waves(charges, dipoles, quadrupoles, self.y, levels)
-        x = torch.stack(self.x[:levels], 2)
         # One sum for each power of ∂₃; the powers of ∂₁ are the rank of a plane.
-        product = triple_sum(x, weighted[0], self.z[0])
+        product = triple_sum(_stacked(self.x, levels), weighted[0], self.z[0])
         for power in range(1, levels):
-            product = product + triple_sum(x[:, :, : levels - power], weighted[power], self.z[power])
+            product = product + triple_sum(_stacked(self.x, levels - power), weighted[power], self.z[power])
         n1, n2, n3 = self._grid
         product = product.reshape(-1, 2, n3, 2, n1, 2, n2).permute(0, 3, 5, 1, 4, 6, 2)
-        return self.octants @ product.reshape(len(x), 8, -1)
+        return self.octants @ product.reshape(len(charges), 8, -1)
 
     def energy(self, structure: Tensor) -> Tensor:
         """Energy of each member (eV), float64, self-interaction included, shape (members,)."""
@@ -210,13 +214,11 @@ class EwaldGeometry:
         weights = 2.0 * torch.cat((self.weights, self.weights), 1)
         adjoint = (self.octants.mT @ (weights * structure)).reshape(members, 2, 2, 2, n1, n2, n3)
         adjoint = adjoint.permute(0, 3, 6, 1, 4, 2, 5).reshape(members, 2 * n3, 4 * n1 * n2)
-        x, y = torch.stack(self.x[:levels], 2), torch.stack(self.y[:levels], 2)
-        # derivatives[p₃][…, p₁, p₂], as far as p₁, p₂ < levels − p₃
-        derivatives = []
+        # d[p₃][…, p₁, p₂], as far as p₁, p₂ < levels − p₃
+        d = []
         for power in range(levels):
-            columns = triple_contract(adjoint, y[:, :, : levels - power], self.z[power])
-            derivatives.append(x[:, :, : levels - power] @ columns.mT)
-        d = derivatives
+            columns = triple_contract(adjoint, _stacked(self.y, levels - power), self.z[power])
+            d.append(_stacked(self.x, levels - power) @ columns.mT)
         value = d[0][..., 0, 0]
         gradient = second = None
         if levels > 1:

@@ -19,18 +19,19 @@ class _Table:
         frequencies = torch.arange(highest + 1, dtype=fractional.dtype, device=fractional.device) * (2.0 * math.pi)
         angle = fractional.detach()[..., None] * frequencies
         self._cosine, self._sine = torch.cos(angle).to(dtype), torch.sin(angle).to(dtype)
-        self._frequencies = torch.cat((frequencies, frequencies))
+        twice = torch.cat((frequencies, frequencies))
+        self._frequencies, self._minus_squares = twice.to(dtype), -(twice**2).to(dtype)
         self._levels: list[Tensor] = []
 
     def rows(self, low: int, high: int) -> tuple[Tensor, ...]:
         """Tables of the levels low … high."""
         while len(self._levels) <= high:
-            level = len(self._levels)
-            cosine, sine = self._cosine, self._sine
-            turned = ((cosine, sine), (-sine, cosine), (-cosine, -sine), (sine, -cosine))[level % 4]
-            table = torch.cat(turned, -1)
-            if level > 0:
-                table *= (self._frequencies**level).to(table.dtype)
+            if not self._levels:
+                table = torch.cat((self._cosine, self._sine), -1)
+            elif len(self._levels) == 1:
+                table = torch.cat((-self._sine, self._cosine), -1) * self._frequencies
+            else:
+                table = self._levels[-2] * self._minus_squares
             self._levels.append(table)
         # New tensors of the same storage: see farfield.electrostatics.kernels.
         return tuple(table.detach() for table in self._levels[low : high + 1])
