@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -47,7 +47,7 @@ def comparison_rows(curves: Sequence[Curve], evaluations: Mapping[str, Evaluatio
         add(f"{quantity.title}, RMSE", label, [e.comparisons[key].metrics.rmse for e in evaluations.values()])
     for beyond, where in ((False, "within the cutoff"), (True, "beyond the cutoff")):
         values = [curve_errors(curves, name, beyond=beyond) for name in evaluations]
-        add(f"Dissociation curves {where}, RMSE", "meV", [None if v is None else 1e3 * v for v in values])
+        add(f"Curves {where}, RMSE", "meV", [None if v is None else 1e3 * v for v in values])
     for key in ("charges", "dipole", "born_charges"):
         found = [e.comparisons.get(key) for e in evaluations.values()]
         if not any(found):
@@ -103,12 +103,11 @@ def write_page(
     evaluations: Mapping[str, Evaluation],
     charges: Mapping[str, tuple[float, float, float]],
     pictures: Mapping[str, Path],
-    config: Any,
+    cutoff: float,
     n_train: int,
     seconds: float,
 ) -> Path:
     """Write ``index.html``, which holds its pictures, and return its path."""
-    cutoff = config.model.backbone["cutoff"]
     by_kind = [
         [
             f"{KINDS.get(kind, kind)}",

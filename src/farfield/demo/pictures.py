@@ -70,8 +70,8 @@ def draw_curve(axes: Axes, curve: Curve, trained_range: float, legend: bool = Fa
     axes.tick_params(length=3)
     note = "beyond the cutoff"
     axes.text(
-        (curve.horizon + right) / 2, 0.985, note, transform=axes.get_xaxis_transform(), fontsize=7.5, color=MUTED,
-        ha="center", va="top", backgroundcolor=WASH, zorder=2,
+        (curve.horizon + right) / 2, 0.97, note, transform=axes.get_xaxis_transform(), fontsize=7.5, color=MUTED,
+        ha="center", va="top", bbox={"facecolor": WASH, "edgecolor": "none", "pad": 1}, zorder=2,
     )  # fmt: skip
     if legend:
         axes.legend(loc="lower right", handlelength=1.6, fontsize=8.5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from farfield.demo.curves import Curve, make_curves, molecule_charges, pairs_of
+from farfield.demo.page import print_tables, write_page
+from farfield.demo.pictures import save_all
 
 if TYPE_CHECKING:
     from farfield.evaluation.evaluate import Evaluation
@@ -105,25 +107,15 @@ def run_demo(
     """
     from rich.console import Console
 
-    from farfield.atoms.structures import read_structures
-    from farfield.datasets.registry import find_dataset
-    from farfield.demo import page, pictures
-    from farfield.evaluation.evaluate import evaluate
     from farfield.model import load
     from farfield.training.run import train
 
     started = time.monotonic()
     console = Console(quiet=quiet, highlight=False)
     output = Path(output)
-    runs = output / "runs"
-    configs = {name: demo_config(name, runs, overrides) for name in TWINS}
+    configs = {name: demo_config(name, output / "runs", overrides) for name in TWINS}
     output.mkdir(parents=True, exist_ok=True)
-
-    frames = {part: read_structures(find_dataset(f"demo/{part}")) for part in ("train", "test")}
-    console.print(
-        f"[bold]farfield demo[/]: {len(frames['train'])} small systems of ions and polar molecules; "
-        "energies and forces only"
-    )
+    console.print("[bold]farfield demo[/]: ions and polar molecules; energies and forces only")
     models: dict[str, Model] = {}
     for name, config in configs.items():
         console.print(f"training the [bold]{name}[/] model ({config.epochs} epochs)")
@@ -134,8 +126,36 @@ def run_demo(
             raise KeyboardInterrupt
         shutil.copyfile(result.model, output / f"{name}.ff")
         models[name] = load(output / f"{name}.ff")
-
     console.print("comparing both with what was held back")
+    done = compare(models, output, started=started)
+    if overview is not None:
+        shutil.copyfile(done.pictures["overview"], overview)
+    print_tables(console, done.curves, done.evaluations, done.molecule_charges)
+    console.print(
+        f"{done.seconds / 60:.1f} minutes. Report: {done.page}; models beside it: short-range.ff, long-range.ff",
+        soft_wrap=True,
+    )
+    return done
+
+
+def compare(models: Mapping[str, Model], output: Path, *, started: float | None = None) -> DemoResult:
+    """Compare the twins with what was held back from their training, and write the report.
+
+    Parameters
+    ----------
+    models
+        The trained models by their names in `TWINS`.
+    output
+        Directory of the report.
+    started
+        When the demo started (``time.monotonic()``), for the time that the report states.
+    """
+    from farfield.atoms.structures import read_structures
+    from farfield.datasets.registry import find_dataset
+    from farfield.evaluation.evaluate import evaluate
+
+    started = time.monotonic() if started is None else started
+    frames = {part: read_structures(find_dataset(f"demo/{part}")) for part in ("train", "test")}
     evaluations = {}
     for name, model in models.items():
         with warnings.catch_warnings():
@@ -149,16 +169,9 @@ def run_demo(
         if len(atoms.info["molecules"].split()) == 1
     }
     charges = molecule_charges(frames["test"], models["long-range"], known)
-    trained_range = max(atoms.info.get("distance", 0.0) for atoms in frames["train"])
-    drawn = pictures.save_all(output, curves, evaluations, float(np.ceil(trained_range)))
-    if overview is not None:
-        shutil.copyfile(drawn["overview"], overview)
+    trained_range = float(np.ceil(max(atoms.info.get("distance", 0.0) for atoms in frames["train"])))
+    drawn = save_all(output, curves, evaluations, trained_range)
+    cutoff = models["long-range"].potential.cutoff
     seconds = time.monotonic() - started
-    written = page.write_page(
-        output, curves, evaluations, charges, drawn, configs["long-range"], len(frames["train"]), seconds
-    )
-    page.print_tables(console, curves, evaluations, charges)
-    console.print(
-        f"{seconds / 60:.1f} minutes. Report: {written}   models: {output}/short-range.ff, {output}/long-range.ff"
-    )
-    return DemoResult(written, evaluations, curves, charges, drawn, seconds)
+    page = write_page(output, curves, evaluations, charges, drawn, cutoff, len(frames["train"]), seconds)
+    return DemoResult(page, evaluations, curves, charges, drawn, seconds)
