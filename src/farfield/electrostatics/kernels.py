@@ -8,45 +8,58 @@ and every Cartesian derivative of the interaction of two Gaussians is a polynomi
 They are Boys functions in disguise, B_n = (2/√π) 2ⁿ a^{2n+1} F_n(a²x) with F_n(y) = ∫₀¹ t^{2n} e^{−yt²} dt, and are
 computed as
 
-* y ≤ 2 (r ≤ 2σ): F_N of the highest order from its series of positive terms, e^{−y} Σ_j (2y)^j /
+* at short distance: F_N of the highest order from its series of positive terms, e^{−y} Σ_j (2y)^j /
 ((2N+1)(2N+3)…(2N+2j+1)),
   the lower orders by the downward recurrence (2n+1) F_n = 2y F_{n+1} + e^{−y}, which only adds positive numbers;
-* beyond: F_0 from erf and the upward recurrence, which loses at most two digits there up to n = 7.
+* beyond (r = 2σ for N = 7, less for lower orders): F_0 from erf and the upward recurrence, which loses a digit there.
 
 So they hold to rounding in float32 and float64 at any distance, two atoms at one point included.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
 from torch import Tensor
 
-#: Value of a²r² at which the two ways of computing the kernels meet (r = 2σ).
-SERIES_LIMIT = 2.0
+#: Digits of the last place that the upward recurrence may lose where it takes over from the series.
+_LOSS = 8.0
 
 #: Orders that are tabulated beyond the ones asked for, so that two backward passes find theirs ready.
 _ORDERS_IN_RESERVE = 2
 
 
+@functools.cache
+def series_limit(highest: int) -> float:
+    """Value of y = a²r² at which the two ways of computing F_0 … F_highest meet; 2 (r = 2σ) for the seventh.
+
+    The upward recurrence multiplies the rounding of F_0 by Π (2n+1)/2y.
+    """
+    growth = math.prod(2 * n + 1 for n in range(highest))
+    return max(0.1, 0.5 * (growth / _LOSS) ** (1.0 / max(highest, 1)))
+
+
+@functools.cache
 def _series_terms(highest: int, epsilon: float) -> int:
     """Count the terms after which the series of F_highest is complete at the largest y it is used for."""
     term, total, count = 1.0, 1.0, 0
     while term > 0.1 * epsilon * total:
         count += 1
-        term *= 2.0 * SERIES_LIMIT / (2 * highest + 2 * count + 1)
+        term *= 2.0 * series_limit(highest) / (2 * highest + 2 * count + 1)
         total += term
     return count
 
 
 def _boys_near(y: Tensor, highest: int) -> list[Tensor]:
-    """F_0 … F_highest for y ≤ SERIES_LIMIT, by series and downward recurrence."""
+    """F_0 … F_highest for y ≤ series_limit(highest), by series and downward recurrence."""
     gaussian = torch.exp(-y)
     two_y = 2.0 * y
+    one = torch.ones((), dtype=y.dtype, device=y.device)
     series = torch.ones_like(y)
     for j in range(_series_terms(highest, torch.finfo(y.dtype).eps), 0, -1):
-        series.mul_(two_y).mul_(1.0 / (2 * highest + 2 * j + 1)).add_(1.0)
+        series = torch.addcmul(one, series, two_y, value=1.0 / (2 * highest + 2 * j + 1))
     values = [series.mul_(gaussian).mul_(1.0 / (2 * highest + 1))]
     for n in range(highest - 1, -1, -1):
         values.append(torch.addcmul(gaussian, two_y, values[-1]).mul_(1.0 / (2 * n + 1)))
@@ -54,22 +67,25 @@ def _boys_near(y: Tensor, highest: int) -> list[Tensor]:
 
 
 def _boys_far(y: Tensor, highest: int) -> list[Tensor]:
-    """F_0 … F_highest for y ≥ SERIES_LIMIT, by erf and upward recurrence."""
-    half_inverse = 0.5 / y
+    """F_0 … F_highest for y ≥ series_limit(highest), by erf and upward recurrence."""
     root = torch.sqrt(y)
-    values = [torch.erf(root).mul_(0.5 * math.sqrt(math.pi)).div_(root)]
+    inverse = root.reciprocal()
+    values = [root.erf_().mul_(inverse).mul_(0.5 * math.sqrt(math.pi))]
     if highest > 0:
-        gaussian = torch.exp(-y)
-        for n in range(highest):
-            values.append((values[-1] * (2 * n + 1)).sub_(gaussian).mul_(half_inverse))
+        half_inverse = inverse.square_().mul_(0.5)
+        gaussian = torch.neg(y).exp_()
+        values.append((values[0] - gaussian).mul_(half_inverse))
+        for n in range(1, highest):
+            values.append((values[n] * (2 * n + 1)).sub_(gaussian).mul_(half_inverse))
     return values
 
 
 def _tabulate(squared_distance: Tensor, exponent: Tensor, highest: int) -> list[Tensor]:
     """B_0 … B_highest, without a graph."""
     y = squared_distance * exponent**2
-    near = y < SERIES_LIMIT
-    values = _boys_far(y.clamp(min=SERIES_LIMIT), highest)
+    limit = series_limit(highest)
+    near = y < limit
+    values = _boys_far(y.clamp(min=limit), highest)
     if y.device.type == "cpu":
         # Few pairs are that close: on the CPU, where it costs no synchronization, only those take the series.
         where = near.reshape(-1).nonzero().squeeze(1)
@@ -78,7 +94,7 @@ def _tabulate(squared_distance: Tensor, exponent: Tensor, highest: int) -> list[
             for value, replacement in zip(values, close, strict=True):
                 value.reshape(-1).index_copy_(0, where, replacement)
     else:
-        close = _boys_near(y.clamp(max=SERIES_LIMIT), highest)
+        close = _boys_near(y.clamp(max=limit), highest)
         values = [torch.where(near, inner, outer) for inner, outer in zip(close, values, strict=True)]
     factor = exponent * (2.0 / math.sqrt(math.pi))
     for value in values:

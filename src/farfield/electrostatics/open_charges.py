@@ -15,6 +15,7 @@ All pair arrays live in blocks of rows, so memory grows with the atoms and not w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -23,8 +24,8 @@ from torch import Tensor
 from farfield.electrostatics.kernels import gaussian_kernels
 from farfield.units import COULOMB_CONSTANT
 
-#: Pairs in a block: arrays of 256 KiB in float64, some of which fit a core's cache together; more on an accelerator.
-_BLOCK = {"cpu": 1 << 15}
+#: Pairs in a block: arrays of half a MiB in float64, small against the cost of calling; more on an accelerator.
+_BLOCK = {"cpu": 1 << 16}
 _BLOCK_ELSEWHERE = 1 << 24
 
 
@@ -49,27 +50,38 @@ def _differences(values: Tensor, member: slice, row: slice) -> Tensor:
     return block[:, :, row, None] - block[:, :, None, :]
 
 
-def _kernels(bond: Tensor, exponent: Tensor, row: slice, highest: int) -> list[Tensor]:
-    """k_e B_n of a block, zero between an atom and itself."""
-    squared = bond[0] * bond[0] + bond[1] * bond[1] + bond[2] * bond[2]
-    kernels = gaussian_kernels(squared, exponent[:, None, None], highest)
-    others = torch.full(squared.shape[1:], COULOMB_CONSTANT, dtype=squared.dtype, device=squared.device)
-    others.diagonal(row.start or 0).zero_()
-    return [kernel * others for kernel in kernels]
+def _kernels(bond: Tensor, exponent: Tensor, highest: int) -> tuple[Tensor, ...]:
+    """B_n of a block, also between an atom and itself: there R = 0, so that only B_0 has to be taken off again."""
+    squared = bond[0] * bond[0]
+    squared = torch.addcmul(torch.addcmul(squared, bond[1], bond[1]), bond[2], bond[2])
+    return gaussian_kernels(squared, exponent[:, None, None], highest)
+
+
+def _without_self(by_charge: Tensor, charges: Tensor, exponent: Tensor) -> Tensor:
+    """Σ_j B_0 q_j less the term j = i, B_0(0) = 2a/√π."""
+    return by_charge - charges * (exponent * (2.0 / math.sqrt(math.pi)))[:, None]
+
+
+def _pulls(weights: Tensor, columns: Tensor, row: slice) -> tuple[Tensor, ...]:
+    """Σ_j w_ij (v_i − v_j) of each row for vectors v side by side in ``columns`` (members, slots, 3 per vector)."""
+    product = weights @ torch.cat((columns, torch.ones_like(columns[..., :1])), -1)
+    return (product[..., -1:] * columns[:, row] - product[..., :-1]).split(3, -1)
 
 
 def _first(positions: Tensor, charges: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Energy of each member, ∂E/∂r and ∂E/∂q."""
     by_position = torch.empty_like(positions)
     by_charge = torch.empty_like(charges)
+    # Sums over weighted positions, below, keep more digits about a point within the system.
+    positions = positions - positions.mean(1, keepdim=True)
     for member, row in _blocks(charges):
-        bond = _differences(positions, member, row)
-        zeroth, first = _kernels(bond, exponent[member], row, 1)
         q = charges[member]
+        zeroth, first = _kernels(_differences(positions, member, row), exponent[member], 1)
         by_charge[member, row] = (zeroth @ q[..., None]).squeeze(-1)
-        first *= q[:, None, :]
-        pull = torch.stack([(first * component).sum(2) for component in bond], -1)
+        (pull,) = _pulls(first * q[:, None, :], positions[member], row)
         by_position[member, row] = pull * -q[:, row, None]
+    by_charge = COULOMB_CONSTANT * _without_self(by_charge, charges, exponent)
+    by_position *= COULOMB_CONSTANT
     energy = 0.5 * (charges * by_charge).sum(1, dtype=torch.float64)
     return energy, by_position, by_charge
 
@@ -79,23 +91,27 @@ def _second(
 ) -> tuple[Tensor, Tensor]:
     """Derive E' along given directions in r and q; differentiable itself, where a third order is asked for."""
     blocks: dict[int, list[tuple[Tensor, Tensor]]] = {}
+    positions = positions - positions.mean(1, keepdim=True)
+    own = (positions * along_position).sum(-1, keepdim=True)
+    one = torch.ones_like(own)
+    # R·(H_i − H_j) as one matrix product over the atoms' own vectors.
+    left = torch.cat((positions, along_position, own, one), -1)
+    right = torch.cat((-along_position, -positions, one, own), -1)
+    both = torch.cat((positions, along_position), -1)
     for member, row in _blocks(charges):
-        bond = _differences(positions, member, row)
-        slide = _differences(along_position, member, row)
-        zeroth, first, second = _kernels(bond, exponent[member], row, 2)
         q, h = charges[member], along_charge[member]
-        advance = bond[0] * slide[0] + bond[1] * slide[1] + bond[2] * slide[2]
+        zeroth, first, second = _kernels(_differences(positions, member, row), exponent[member], 2)
+        advance = left[member, row] @ right[member].mT
         by_charge = (zeroth @ h[..., None] - (first * advance) @ q[..., None]).squeeze(-1)
         # Rows carry q_i or h_i outside the sums over j.
-        inner = first * q[:, None, :]
-        stretch = second * advance * q[:, None, :] - first * h[:, None, :]
-        outer = torch.stack([(stretch * component).sum(2) for component in bond], -1)
-        outer = outer - torch.stack([(inner * component).sum(2) for component in slide], -1)
-        other = torch.stack([(inner * component).sum(2) for component in bond], -1)
-        by_position = q[:, row, None] * outer - h[:, row, None] * other
+        other, slide = _pulls(first * q[:, None, :], both[member], row)
+        (stretch,) = _pulls(second * advance * q[:, None, :] - first * h[:, None, :], positions[member], row)
+        by_position = q[:, row, None] * (stretch - slide) - h[:, row, None] * other
         blocks.setdefault(member.start or 0, []).append((by_position, by_charge))
     rows = [[torch.cat(parts, 1) for parts in zip(*block, strict=True)] for block in blocks.values()]
-    return torch.cat([row[0] for row in rows]), torch.cat([row[1] for row in rows])
+    by_position, by_charge = (torch.cat(parts) for parts in zip(*rows, strict=True))
+    by_charge = _without_self(by_charge, along_charge, exponent)
+    return COULOMB_CONSTANT * by_position, COULOMB_CONSTANT * by_charge
 
 
 class _Energy(torch.autograd.Function):
