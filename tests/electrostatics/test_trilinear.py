@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 
@@ -50,6 +52,16 @@ def test_derivatives_to_third_order(rank):
     assert torch.autograd.gradgradcheck(triple_contract, (g, b, z), fast_mode=True)
     small = tuple(t[:1, :2].detach().requires_grad_() for t in (a, b, z))
     assert torch.autograd.gradgradcheck(slopes, small, fast_mode=True)
+
+
+def test_memory_first_made_in_inference_mode_serves_later_calls(monkeypatch, close):
+    monkeypatch.setattr(trilinear, "_scratch", threading.local())
+    a, b, z = tables(1)
+    with torch.inference_mode():
+        inferred = triple_sum(a.detach(), b.detach(), z.detach())
+    total = triple_sum(a, b, z)
+    close(total, inferred.clone())
+    assert torch.autograd.grad(total.sum(), a)[0].shape == a.shape
 
 
 @pytest.mark.parametrize("needed", [(True, False, False), (False, True, False), (False, False, True)])

@@ -30,12 +30,13 @@ _scratch = threading.local()
 
 def _buffer(like: Tensor, size: int) -> Tensor:
     """Memory for one block of planes, kept from call to call on the CPU, where new pages cost more than the planes."""
-    if like.device.type != "cpu":
+    if like.device.type != "cpu" or torch.compiler.is_compiling():
         return like.new_empty(size)
     kept: dict[str, Tensor] = _scratch.__dict__
     key = str(like.dtype)
     if key not in kept or kept[key].numel() < size:
-        kept[key] = torch.empty(size, dtype=like.dtype)
+        with torch.inference_mode(False):  # made in inference mode, it could be written to in no other
+            kept[key] = torch.empty(size, dtype=like.dtype)
     return kept[key]
 
 
