@@ -117,7 +117,7 @@ def test_reading(tmp_path: Path) -> None:
         ("text.extxyz", b"this is no structure\nat all\n"),
         ("cut.extxyz", b"3\nProperties=species:S:1:pos:R:3\nO 0 0 0\nH 0 0"),
         ("binary.extxyz", bytes(range(256))),
-        ("cut.extxyz.gz", gzip.compress(b"1\n\nH 0 0 0\n" * 500)[:40]),
+        ("cut.extxyz.gz", gzip.compress(b"1\n\nH 0 0 0\n" * 500, mtime=0)[:40]),
         ("unknown.format", b"1\n"),
     ],
 )
