@@ -1,7 +1,7 @@
 """Make the quantum-chemistry set that `farfield demo` trains on: src/farfield/datasets/data/demo/*.extxyz.gz.
 
 After ``pip install farfield[demo-data]``: ``OMP_NUM_THREADS=1 python scripts/make_demo_data.py``; it takes about
-half an hour on one core. Every frame has a random generator of its own, so that the same frames come out again.
+half an hour of one core. Every frame has a random generator of its own, so that the same frames come out again.
 
 What is in the set, and why
 ---------------------------

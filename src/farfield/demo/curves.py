@@ -171,4 +171,8 @@ def molecule_charges(
         start += len(atoms)
         for index, name in enumerate(atoms.info["molecules"].split()):
             sums.setdefault(name, []).append(float(part[atoms.arrays["molecule"] == index].sum()))
-    return {name: (known[name], float(np.mean(values)), float(np.std(values))) for name, values in sums.items()}
+    return {
+        name: (known[name], float(np.mean(values)), float(np.std(values)))
+        for name, values in sums.items()
+        if name in known
+    }
