@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,6 +10,7 @@ import numpy as np
 
 from farfield.atoms.structures import read_structures
 from farfield.datasets.registry import resolve_data
+from farfield.evaluation.files import replacing
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -91,15 +90,6 @@ def write_born_charges(
         if progress is not None:
             progress(count, len(structures))
 
-    handle, temporary = tempfile.mkstemp(dir=output.absolute().parent, prefix=f".{output.name}.", suffix=".extxyz")
-    os.close(handle)
-    try:
+    with replacing(output, suffix=".extxyz") as temporary:
         write(temporary, written, format="extxyz")
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(temporary).chmod(0o666 & ~mask)
-        Path(temporary).replace(output)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
     return written
