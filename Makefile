@@ -102,6 +102,9 @@ $(stamps)/torch:
 $(stamps)/constraints.txt: constraints.txt $(stamps)/torch
 	@{ grep -v '^torch==' constraints.txt; sed -E 's/^(torch==[0-9.]+)\+.*/\1/' $(stamps)/fingerprint; } > $@
 
+# A bare comma would end the argument of $(call).
+comma := ,
+
 # After each install: torch must be the one chosen above, and nothing may have brought in CUDA libraries.
 define install
 	@echo "installing farfield$(1) (a minute or two the first time)"
@@ -127,5 +130,5 @@ $(stamps)/lint: pyproject.toml $(stamps)/constraints.txt
 	@touch $(stamps)/core
 
 $(stamps)/peers: pyproject.toml $(stamps)/constraints.txt
-	$(call install,[test,peers])
+	$(call install,[test$(comma)peers])
 	@touch $(stamps)/core
