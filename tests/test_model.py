@@ -14,7 +14,7 @@ from small_models import small_model
 from farfield import observables, zoo
 from farfield.card import ModelCard
 from farfield.ensemble import Ensemble
-from farfield.gauge import fix_gauge
+from farfield.gauge import find_gauge, fix_gauge
 from farfield.model import PROPERTIES, Model, load
 from farfield.model_file import ModelFileError
 from farfield.observables import MultipoleModel
@@ -348,20 +348,44 @@ def test_gauge_by_reference_dipoles(molecules):
         fix_gauge(model, [])
 
 
-def test_gauge_that_cannot_be_fixed_is_said_so():
-    model = small_model()
-    assert fix_gauge(model, model.as_batch(named_molecule("H2"))) == 1
+@pytest.mark.parametrize("before", [1, -1])
+def test_gauge_that_cannot_be_fixed_is_said_so(before):
+    """A card keeps the sign that it has; a training, whose card is new, takes 1."""
+    model = small_model(card={"gauge_sign": before})
+    hydrogen = model.as_batch(named_molecule("H2"))
+    assert fix_gauge(model, hydrogen) == before
     assert model.card.gauge.startswith("not fixed")
+    assert find_gauge(model.potential, hydrogen) == (1, model.card.gauge)
     short = small_model(long_range=False)
     assert fix_gauge(short, short.as_batch(named_molecule("H2O"))) == 1
     assert "no charges" in short.card.gauge
 
 
+def test_gauge_of_charges_that_are_zero_is_not_fixed(molecules):
+    model = small_model()
+    model.potential.long_range.charges.scale = 0.0
+    sign, said = find_gauge(model.potential, model.as_batch(molecules), unfixed=-1)
+    assert sign == -1
+    assert said.startswith("not fixed")
+
+
+def test_gauge_is_the_same_in_one_batch_and_in_many(molecules):
+    model = small_model(2)
+    one = find_gauge(model.potential, model.as_batch(molecules))
+    assert find_gauge(model.potential, (model.as_batch(m) for m in molecules)) == one
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_gauge_is_bound_by_a_constraint_to_charges(molecules, seed):
     model = small_model(seed, total_charge="constraint")
-    assert fix_gauge(model, model.as_batch(molecules, total_charge=1.0)) == 1
+    batch = model.as_batch(molecules, total_charge=1.0)
+    assert fix_gauge(model, batch) == 1
     assert "constraint" in model.card.gauge
+    ours = torch.from_numpy(model.compute(batch, ["dipole"])["dipole"])
+    assert fix_gauge(model, [batch], [-ours]) == 1
+    assert "against the reference dipoles" in model.card.gauge
+    fix_gauge(model, [batch], [ours])
+    assert "against" not in model.card.gauge
 
 
 # ---- several models --------------------------------------------------------------------------------------------------

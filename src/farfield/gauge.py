@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from jaxtyping import Float
@@ -12,6 +12,8 @@ from farfield.atoms.batch import AtomicBatch
 from farfield.atoms.electronegativity import most_electronegative
 from farfield.model import Model
 from farfield.observables.moments import dipole_moment, with_neighbors
+from farfield.potentials.augmented import AugmentedPotential
+from farfield.potentials.long_range import LongRange
 
 
 def fix_gauge(
@@ -21,18 +23,12 @@ def fix_gauge(
 ) -> int:
     """Choose the sign that latent multipoles are multiplied by, and write it with its reason into the model's card.
 
-    The first of these that applies: a model whose charges are constrained to non-zero total charges has its sign from
-    them; given reference dipoles correlate positively with those of the model; the mean charge of the most
-    electronegative element is negative; else the sign stays as it is.
-
     Parameters
     ----------
     model
-        The trained model; its card is replaced.
-    batches
-        Some representative structures, such as the training set.
-    reference_dipoles
-        Dipoles (e·Å) of the systems of each batch, where known. Systems with NaN are left out.
+        The trained model; its card is replaced. Where nothing fixes the sign, that of the card stays.
+    batches, reference_dipoles
+        As in `find_gauge`.
 
     Returns
     -------
@@ -42,71 +38,108 @@ def fix_gauge(
     Raises
     ------
     ValueError
-        If there are no structures, or as many lists of dipoles as batches are not given.
+        As `find_gauge`.
     """
-    if not model.is_long_range:
-        model.card = model.card.replace(gauge_sign=1, gauge="no charges: the model has no long-range part")
-        return 1
-    listed = [batches] if isinstance(batches, AtomicBatch) else list(batches)
-    if not listed:
-        raise ValueError("`batches` is empty: give some structures to fix the sign of the charges with")
-    if reference_dipoles is not None:
-        sign, reason = _by_dipoles(model, listed, list(reference_dipoles))
-    elif _is_bound(model, listed):
-        sign, reason = 1, "fixed by the constraint on the total charge during training"
-    else:
-        sign, reason = _by_element(model, listed)
-    if sign == 0:
-        sign, reason = model.card.gauge_sign, f"not fixed ({reason}): the overall sign of the charges is arbitrary"
-    if sign == -1 and _is_bound(model, listed):
-        # Turning charges that add up to a given total would contradict it.
-        sign, reason = 1, f"fixed by the constraint on the total charge during training, against: {reason}"
+    sign, reason = find_gauge(model.potential, batches, reference_dipoles, unfixed=model.card.gauge_sign)
     model.card = model.card.replace(gauge_sign=sign, gauge=reason)
     return sign
 
 
-def _is_bound(model: Model, batches: list[AtomicBatch]) -> bool:
-    far = model.potential.long_range
-    if far is None or far.total_charge != "constraint":
-        return False
-    return any(batch.total_charge is not None and bool((batch.total_charge != 0).any()) for batch in batches)
+def find_gauge(
+    potential: AugmentedPotential,
+    batches: AtomicBatch | Iterable[AtomicBatch],
+    reference_dipoles: Iterable[Float[Tensor, "systems 3"]] | None = None,
+    *,
+    unfixed: int = 1,
+) -> tuple[int, str]:
+    """Find the sign that the latent multipoles of a potential are to be multiplied by.
+
+    The first of these that applies: charges that are constrained to non-zero total charges have their sign from them;
+    given reference dipoles correlate positively with those of the potential; the mean charge of the most
+    electronegative element is negative; else the sign is arbitrary.
+
+    Parameters
+    ----------
+    potential
+        The trained potential.
+    batches
+        Some representative structures, such as the training set; they are gone through once.
+    reference_dipoles
+        Dipoles (e·Å) of the systems of each batch, where known. Systems with NaN are left out.
+    unfixed
+        The sign to return where nothing fixes it.
+
+    Returns
+    -------
+    tuple of int and str
+        The sign, 1 or -1, and how it was found, for the model's card.
+
+    Raises
+    ------
+    ValueError
+        If there are no structures, or as many lists of dipoles as batches are not given.
+    """
+    far = potential.long_range
+    if far is None:
+        return 1, "no charges: the model has no long-range part"
+    bound, product, n_batches = False, 0.0, 0
+    # By atomic number.
+    charges, atoms = torch.zeros(119, dtype=torch.float64), torch.zeros(119, dtype=torch.float64)
+    for batch, reference in _with_references(batches, reference_dipoles):
+        n_batches += 1
+        bound = bound or _is_bound(far, batch)
+        ready = with_neighbors(potential, batch.to(device=next(potential.parameters()).device, dtype=potential.dtype))
+        with torch.no_grad():
+            multipoles = potential.multipoles(ready)
+            if reference is not None:
+                ours = dipole_moment(ready, multipoles, origin="centre")
+                product += float((ours * reference.to(ours)).nan_to_num(nan=0.0).sum())
+        numbers = batch.numbers.cpu()
+        charges.index_add_(0, numbers, multipoles.charges.double().cpu())
+        atoms.index_add_(0, numbers, torch.ones(len(numbers), dtype=torch.float64))
+    if n_batches == 0:
+        raise ValueError("`batches` is empty: give some structures to fix the sign of the charges with")
+    if bound:
+        # Turning charges that add up to a given total would contradict it.
+        against = ", against the reference dipoles" if product < 0 else ""
+        return 1, f"fixed by the constraint to the total charges of the structures{against}"
+    if reference_dipoles is not None:
+        evidence, reason = product, "dipoles correlate positively with reference dipoles"
+    else:
+        evidence, reason = _by_element(charges, atoms)
+    if evidence == 0:
+        return unfixed, "not fixed: the overall sign of the charges is arbitrary"
+    return (1 if evidence > 0 else -1), reason
 
 
-def _by_dipoles(model: Model, batches: list[AtomicBatch], references: list[Tensor]) -> tuple[int, str]:
-    if len(references) != len(batches):
+def _with_references(
+    batches: AtomicBatch | Iterable[AtomicBatch], references: Iterable[Tensor] | None
+) -> Iterator[tuple[AtomicBatch, Tensor | None]]:
+    """Batches, one after the other, each with its reference dipoles where there are any."""
+    listed = [batches] if isinstance(batches, AtomicBatch) else batches
+    if references is None:
+        yield from ((batch, None) for batch in listed)
+        return
+    listed, given = list(listed), list(references)
+    if len(given) != len(listed):
         raise ValueError(
-            f"`reference_dipoles` has {len(references)} entries but must have {len(batches)}: one for each batch"
+            f"`reference_dipoles` has {len(given)} entries but must have {len(listed)}: one for each batch"
         )
-    product = 0.0
-    for batch, reference in zip(batches, references, strict=True):
-        ready = _ready(model, batch)
-        with torch.no_grad():
-            ours = dipole_moment(ready, model.potential.multipoles(ready), origin="centre")
-        product += float((ours * reference.to(ours)).nan_to_num(nan=0.0).sum())
-    return _sign(product), "dipoles correlate positively with reference dipoles"
+    yield from zip(listed, given, strict=True)
 
 
-def _by_element(model: Model, batches: list[AtomicBatch]) -> tuple[int, str]:
-    numbers = torch.cat([batch.numbers.cpu() for batch in batches])
-    element = most_electronegative(numbers.unique().tolist())
+def _is_bound(far: LongRange, batch: AtomicBatch) -> bool:
+    if far.total_charge != "constraint" or batch.total_charge is None:
+        return False
+    return bool((batch.total_charge != 0).any())
+
+
+def _by_element(charges: Float[Tensor, " elements"], atoms: Float[Tensor, " elements"]) -> tuple[float, str]:
+    """How negative the most electronegative element is (0 where there is none), and what to say of it."""
+    element = most_electronegative(torch.nonzero(atoms).flatten().tolist())
     if element is None:
-        return 0, "fewer than two elements of known electronegativity"
-    charges = []
-    for batch in batches:
-        ready = _ready(model, batch)
-        with torch.no_grad():
-            charges.append(model.potential.multipoles(ready).charges.double().cpu())
-    latent = torch.cat(charges)
+        return 0.0, ""
     from ase.data import chemical_symbols
 
-    return _sign(
-        -float(latent[numbers == element].mean())
-    ), f"the most electronegative element, {chemical_symbols[element]}, is negative on average"
-
-
-def _ready(model: Model, batch: AtomicBatch) -> AtomicBatch:
-    return with_neighbors(model.potential, batch.to(device=model.device, dtype=model.dtype))
-
-
-def _sign(value: float) -> int:
-    return int(value > 0) - int(value < 0)
+    said = f"the mean charge of {chemical_symbols[element]}, the most electronegative element, is negative"
+    return -float(charges[element]), f"{said} (over {int(atoms[element])} atoms)"

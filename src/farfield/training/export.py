@@ -8,48 +8,15 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch
-from ase.data import chemical_symbols
-
 import farfield
-from farfield.atoms.electronegativity import most_electronegative
 from farfield.card import ModelCard
-from farfield.datasets.dataset import Dataset
 from farfield.datasets.registry import DATASETS
+from farfield.gauge import find_gauge
 from farfield.model import Model
 from farfield.potentials.augmented import AugmentedPotential
 from farfield.training.config import SourceConfig, TrainingConfig
 from farfield.training.data import TrainingData
 from farfield.training.reporting import UNITS
-
-
-def find_gauge(potential: AugmentedPotential, dataset: Dataset) -> tuple[int, str]:
-    """Sign by which the latent charges are to be multiplied, and how it was found.
-
-    The energy is even in the multipoles, so that their overall sign is arbitrary. Where the total charge is a
-    constraint and some systems are charged, the constraint has fixed it; else the mean charge of the most
-    electronegative element over the training frames is made negative.
-    """
-    far = potential.long_range
-    if far is None:
-        return 1, "no charges: a short-range model"
-    charged = any(s.batch.total_charge is not None and bool((s.batch.total_charge != 0).any()) for s in dataset)
-    if far.total_charge == "constraint" and charged:
-        return 1, "fixed by the total charges of the training data, to which the charges are constrained"
-    element = most_electronegative(dataset.elements)
-    if element is None:
-        return 1, "not fixed: the overall sign of the charges is arbitrary"
-    total, count = 0.0, 0
-    device = next(potential.parameters()).device
-    with torch.no_grad():
-        for sample in dataset.batches(16):
-            batch = sample.batch.to(device)
-            charges = potential.multipoles(batch).charges
-            mine = batch.numbers == element
-            total += float(charges[mine].double().sum())
-            count += int(mine.sum())
-    sign = -1 if total > 0 else 1
-    return sign, f"mean charge of {chemical_symbols[element]} negative over {count} atoms of the training data"
 
 
 def _sources(sources: Sequence[SourceConfig]) -> tuple[str, str, str]:
@@ -85,7 +52,8 @@ def make_card(
     epoch
         The epoch whose weights it has (from 0).
     """
-    sign, gauge = find_gauge(potential, data.train)
+    # In parts, so that a long list of frames needs no more memory than one of its parts.
+    sign, gauge = find_gauge(potential, (sample.batch for sample in data.train.batches(16)))
     training_data, licence, level = _sources(config.data.train)
     versions = {"python": sys.version.split()[0], "farfield": farfield.__version__}
     for package in ("torch", "lightning", "numpy"):
