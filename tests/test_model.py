@@ -96,7 +96,7 @@ def test_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     def full_disk(_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("farfield.model_file.os.fsync", full_disk)
+    monkeypatch.setattr("farfield.files.os.fsync", full_disk)
     with pytest.raises(OSError, match="no space"):
         small_model(2).save(path)
     with pytest.raises(ValueError, match="JSON"):

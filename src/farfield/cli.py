@@ -240,7 +240,7 @@ def inspect(
     if json is not None:
         import json as encoder
 
-        from farfield.evaluation.files import write_text
+        from farfield.files import write_text
 
         write_text(json, encoder.dumps(result.as_dict(), indent=2, ensure_ascii=False) + "\n")
         typer.echo(f"findings: {json}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 from farfield.atoms.batch import AtomicBatch
 from farfield.datasets.dataset import Dataset, Sample
 from farfield.training.build import fit_reference_energies
-from farfield.training.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from farfield.training.checkpoint import load_checkpoint, save_checkpoint
 from farfield.training.config import (
     ConfigError,
     DecayConfig,
@@ -268,20 +267,6 @@ def test_reference_energies_of_one_composition_have_minimum_norm() -> None:
 
 
 # Files ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    write_atomically(path, lambda file: file.write(b"old"))
-
-    def broken(file: object) -> None:
-        file.write(b"half")  # type: ignore[attr-defined]
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, broken)
-    assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_checkpoints_hold_no_pickled_objects(tmp_path: Path) -> None:

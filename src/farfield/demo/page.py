@@ -13,9 +13,9 @@ from farfield.demo.curves import Curve
 from farfield.demo.pictures import SIGNS
 from farfield.evaluation.comparison import QUANTITIES
 from farfield.evaluation.evaluate import Evaluation
-from farfield.evaluation.files import write_text
 from farfield.evaluation.parity import format_number, format_share
 from farfield.evaluation.report import embedded_picture, html_page, html_table
+from farfield.files import write_text
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -10,7 +10,7 @@ import numpy as np
 
 from farfield.atoms.structures import read_structures
 from farfield.datasets.registry import resolve_data
-from farfield.evaluation.files import replacing
+from farfield.files import replacing
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -90,6 +90,6 @@ def write_born_charges(
         if progress is not None:
             progress(count, len(structures))
 
-    with replacing(output, suffix=".extxyz") as temporary:
+    with replacing(output) as temporary:
         write(temporary, written, format="extxyz")
     return written

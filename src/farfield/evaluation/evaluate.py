@@ -20,10 +20,10 @@ from farfield.atoms.batch import AtomicBatch, concatenate
 from farfield.datasets.dataset import Dataset, Sample
 from farfield.datasets.quantities import Columns, Conventions, Units
 from farfield.evaluation.comparison import QUANTITIES, Comparison
-from farfield.evaluation.files import write_text
 from farfield.evaluation.labels import QuadrupoleOrigin, check_born_order, check_scale
 from farfield.evaluation.pairing import check_origin, compare
 from farfield.evaluation.reading import read_labelled
+from farfield.files import write_text
 
 if TYPE_CHECKING:
     from ase import Atoms

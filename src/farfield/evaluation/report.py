@@ -13,8 +13,8 @@ import numpy as np
 
 from farfield.evaluation.comparison import QUANTITIES
 from farfield.evaluation.evaluate import Evaluation
-from farfield.evaluation.files import write_text
 from farfield.evaluation.parity import format_number, format_share, save_parity
+from farfield.files import write_text
 
 _CSS = """
 :root { --ink: #1f2933; --muted: #616e7c; --line: #e4e7eb; --accent: #1f6f8b; --paper: #ffffff; --wash: #f5f7f8; }

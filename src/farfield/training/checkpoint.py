@@ -1,56 +1,25 @@
-"""Files that are whole or not there: a process killed while writing leaves the file of before."""
+"""Checkpoints: tensors and plain types, on disk whole or not at all."""
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
+
+from farfield.files import replacing
 
 #: Version of the checkpoint's layout.
 FORMAT = 1
 
 
-def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file through a temporary one in the same directory, then rename.
-
-    Parameters
-    ----------
-    path
-        The file to make or replace.
-    write
-        Called with the open temporary file.
-    """
+def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint of tensors and plain types; a process killed meanwhile leaves the one of before."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The same directory, so that the rename stays within one file system and is atomic.
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files private; outputs have the rights that any other new file would have.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write a text file atomically (UTF-8)."""
-    write_atomically(path, lambda file: file.write(text.encode("utf-8")))
-
-
-def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint of tensors and plain types atomically."""
-    write_atomically(path, lambda file: torch.save({"format": FORMAT, **state}, file))
+    # An open file: given a name, torch would write that of the temporary file into its archive.
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        torch.save({"format": FORMAT, **state}, file)
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from farfield.training.checkpoint import write_text
+from farfield.files import write_text
 
 #: Units of the metrics, by the part they belong to.
 UNITS = {"energy": "meV/atom", "forces": "meV/Å", "stress": "meV/Å³"}

@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from farfield.training.checkpoint import load_checkpoint, write_text
+from farfield.files import write_text
+from farfield.training.checkpoint import load_checkpoint
 from farfield.training.config import TrainingConfig
 from farfield.training.export import save_model
 from farfield.training.loop import Trainer
