@@ -75,6 +75,16 @@ def test_units_and_signs_of_a_crystal(metal, factors, topic, text):
     assert text in warnings[0].message
 
 
+def test_constants_and_a_pressure_are_no_defects(metal):
+    """Forces say nothing of reference energies and of a pressure: neither is held against the labels."""
+    pressure, shifted = 0.02, changed(metal)
+    for atoms in shifted:
+        atoms.calc.results["energy"] += -500.0 + pressure * atoms.get_volume()
+        atoms.calc.results["stress"] = atoms.calc.results["stress"] + pressure * np.array([1, 1, 1, 0, 0, 0])
+    assert inspect(shifted).warnings == []
+    assert "energies are in kcal/mol" in messages(changed(shifted, energy=23.06))
+
+
 def test_compressive_stress_can_be_stated(metal):
     from farfield.datasets.quantities import Conventions
 

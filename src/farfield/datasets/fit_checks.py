@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from jaxtyping import Float
 
@@ -9,6 +11,9 @@ from farfield.atoms.batch import AtomicBatch
 from farfield.datasets.findings import FORCE_UNITS, Finding, View
 from farfield.datasets.quantities import conversion
 from farfield.datasets.quickfit import QuickFit
+
+#: Numbers of the fit and of the labels, one beside the other.
+Pair = tuple[Float[np.ndarray, " numbers"], Float[np.ndarray, " numbers"]]
 
 #: How much too large energies are beside the work of the forces if units do not belong together.
 _RATIOS = (
@@ -36,8 +41,21 @@ def check_against_fit(view: View, fit: QuickFit) -> list[Finding]:
     return energy + stress + _check_fit_outliers(view, fit)
 
 
-def _slope(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> tuple[float, float]:
-    """Slope of y against x (ratio of their spreads, with sign), and the correlation."""
+def _slope(
+    view: View, fit: QuickFit, rows: list[int], compare: Callable[[list[int]], Pair | None], least: int = 1
+) -> tuple[float, float]:
+    """Slope of labels against the fit (ratio of their spreads, with sign), and the correlation; zeros if there are few.
+
+    Constants of the elements and a pressure are not in the forces, so that frames are compared within each composition:
+    ``compare`` gives, for the rows of one, the numbers of the fit and of the labels without what forces leave open.
+    """
+    groups: dict[object, list[int]] = {}
+    for k in rows:
+        groups.setdefault(view.formula(fit.used[k]), []).append(k)
+    pairs = [pair for members in groups.values() if (pair := compare(members)) is not None]
+    if sum(len(x) for x, _ in pairs) < least:
+        return 0.0, 0.0
+    x, y = (np.concatenate([pair[side] for pair in pairs]) for side in (0, 1))
     norms = float(np.linalg.norm(x)), float(np.linalg.norm(y))
     if min(norms) == 0:
         return 0.0, 0.0
@@ -45,30 +63,28 @@ def _slope(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> tuple[floa
     return float(np.sign(correlation)) * norms[1] / norms[0], correlation
 
 
+def _without(values: Float[np.ndarray, "frames ..."], basis: list[np.ndarray]) -> Float[np.ndarray, "frames ..."]:
+    """Return values of frames without what goes with some functions of the frame."""
+    q, _ = np.linalg.qr(np.stack(basis, axis=1))
+    return values - q @ (q.T @ values)
+
+
 def _check_energy_unit(view: View, fit: QuickFit) -> list[Finding]:
     """Energies differ by the work of the forces: the fit, made on forces alone, knows their scale and sign."""
-    rows = [k for k, n in enumerate(fit.used) if "energy" in view.samples[n].labels]
-    if not rows:
-        return []
-    formulas = [view.formula(fit.used[k]) for k in rows]
-    energy = np.array([float(view.samples[fit.used[k]].labels["energy"][0]) for k in rows])
-    volume = np.array([_volume(view.samples[fit.used[k]].batch) for k in rows])
-    # Constants of the elements differ between the two, and forces leave a pressure open: compare within each
-    # composition, and what does not go with the volume.
-    x: list[np.ndarray] = []
-    y: list[np.ndarray] = []
-    for formula in set(formulas):
-        members = np.array([m for m, other in enumerate(formulas) if other == formula])
+
+    def compare(members: list[int]) -> Pair | None:
+        samples = [view.samples[fit.used[k]] for k in members]
+        volume = np.array([_volume(sample.batch) for sample in samples])
         basis = [np.ones(len(members))]
-        if np.ptp(volume[members]) > 1e-4 * volume[members].mean():
-            basis += [volume[members] - volume[members].mean(), (volume[members] - volume[members].mean()) ** 2]
-        if len(members) > len(basis):
-            q, _ = np.linalg.qr(np.stack(basis, axis=1))
-            for target, values in ((x, fit.energies[[rows[m] for m in members]]), (y, energy[members])):
-                target.append(values - q @ (q.T @ values))
-    if sum(len(part) for part in x) < 10:
-        return []
-    slope, correlation = _slope(np.concatenate(x), np.concatenate(y))
+        if np.ptp(volume) > 1e-4 * volume.mean():  # what goes with the volume is the pressure that forces leave open
+            basis += [volume - volume.mean(), (volume - volume.mean()) ** 2]
+        if len(members) <= len(basis):
+            return None
+        energy = np.array([float(sample.labels["energy"][0]) for sample in samples])
+        return _without(fit.energies[members], basis), _without(energy, basis)
+
+    rows = [k for k, n in enumerate(fit.used) if "energy" in view.samples[n].labels]
+    slope, correlation = _slope(view, fit, rows, compare, least=10)
     if abs(correlation) < 0.8:
         return []
     if slope < 0:
@@ -105,28 +121,24 @@ def _check_stress(view: View, fit: QuickFit) -> list[Finding]:
     Forces leave a constant pressure open (and more where the cell never changes): off-diagonal components are compared
     as they are, diagonal ones by their deviation from the mean of frames of one composition.
     """
+
+    def components(values: list[np.ndarray]) -> np.ndarray:
+        stacked = np.stack(values)
+        diagonal = _without(np.diagonal(stacked, axis1=1, axis2=2), [np.ones(len(values))])
+        return np.concatenate([stacked[:, [0, 0, 1], [1, 2, 2]].ravel(), diagonal.ravel()])
+
+    def compare(members: list[int]) -> Pair | None:
+        if len(members) < 2:
+            return None
+        labels = [view.samples[fit.used[k]].labels["stress"][0].double().numpy() for k in members]
+        return components([fit.stresses[k] for k in members]), components(labels)
+
     rows = [
         k for k, n in enumerate(fit.used) if "stress" in view.samples[n].labels and np.isfinite(fit.stresses[k]).all()
     ]
     if len(rows) < 4:
         return []
-    formulas = [view.formula(fit.used[k]) for k in rows]
-    x: list[np.ndarray] = []
-    y: list[np.ndarray] = []
-    upper = np.triu_indices(3, 1)
-    for formula in set(formulas):
-        members = [m for m, other in enumerate(formulas) if other == formula]
-        if len(members) < 2:
-            continue
-        ours = np.stack([fit.stresses[rows[m]] for m in members])
-        theirs = np.stack([view.samples[fit.used[rows[m]]].labels["stress"][0].double().numpy() for m in members])
-        for target, values in ((x, ours), (y, theirs)):
-            diagonal = np.diagonal(values, axis1=1, axis2=2)
-            target.append(values[:, upper[0], upper[1]].ravel())
-            target.append((diagonal - diagonal.mean(axis=0)).ravel())
-    if not x:
-        return []
-    slope, correlation = _slope(np.concatenate(x), np.concatenate(y))
+    slope, correlation = _slope(view, fit, rows, compare)
     if abs(correlation) < 0.6:
         return []
     if slope < 0:

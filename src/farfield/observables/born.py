@@ -47,10 +47,8 @@ def born_charges(
 
     Parameters
     ----------
-    model
-        A model with latent multipoles.
-    batch
-        The systems; neighbours are found where they are missing.
+    model, batch, scale
+        As in `farfield.observables.dipole`.
     harmonics
         Number of lattice harmonics that stand for the displacement along periodic axes; 1 is the published formula.
     fit
@@ -60,8 +58,6 @@ def born_charges(
         Whether the residual charge (Σq − Q_tot)/N of a periodic system is differentiated. ``"detached"``, because its
         derivative spreads over the whole cell, where displacements have no meaning; ``"attached"`` with one harmonic
         reproduces published numbers. Along open directions it always is: there Z* is the derivative of P.
-    scale
-        Physical over latent multipoles: gauge sign times √ε, one number or one per system.
     sum_rule
         Shift Z* evenly so that they add up to the total charge (see `impose_sum_rule`). Off by default: how far the sum
         is from it tells about the model.
