@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.fabric.utilities import rank_zero_only
 
 from farfield.files import write_text
 from farfield.training.checkpoint import load_checkpoint
 from farfield.training.config import TrainingConfig
 from farfield.training.export import save_model
+from farfield.training.lock import locked
 from farfield.training.loop import Trainer
 from farfield.training.reading import parse_config, read_config
 
@@ -71,11 +74,25 @@ def train(config: TrainingConfig | dict[str, Any], *, resume: bool = False, quie
         If the configuration cannot be used, or differs from that of the run to resume.
     FileExistsError
         If there is a run of this name already and ``resume`` is not set.
+    RunInUseError
+        If another process trains in the folder of the run.
     FloatingPointError
         If the training diverges.
     """
     if isinstance(config, dict):
         config = parse_config(config)
+    with _alone(config):
+        return _train(config, resume, quiet)
+
+
+def _alone(config: TrainingConfig) -> AbstractContextManager[None]:
+    """Keep other trainings out of the run's folder; the first of several processes does it for all."""
+    # Lightning keeps the rank on this function; the other processes are started only later.
+    rank = getattr(rank_zero_only, "rank", 0)
+    return locked(config.directory) if rank == 0 else nullcontext()
+
+
+def _train(config: TrainingConfig, resume: bool, quiet: bool) -> TrainingResult:
     directory = config.directory
     checkpoint = directory / "checkpoints" / "last.ckpt"
     if checkpoint.exists() and not resume:
@@ -108,13 +125,16 @@ def finish(config: TrainingConfig | dict[str, Any], *, quiet: bool = False) -> T
         If the run has no checkpoint.
     ConfigError
         If the configuration differs from that of the run.
+    RunInUseError
+        If another process trains in the folder of the run.
     """
     if isinstance(config, dict):
         config = parse_config(config)
-    state = load_checkpoint(config.directory / "checkpoints" / "last.ckpt")
-    trainer = Trainer(config, quiet=quiet)
-    trainer.load_state_dict(state)
-    return _finish(trainer)
+    with _alone(config):
+        state = load_checkpoint(config.directory / "checkpoints" / "last.ckpt")
+        trainer = Trainer(config, quiet=quiet)
+        trainer.load_state_dict(state)
+        return _finish(trainer)
 
 
 def _finish(trainer: Trainer) -> TrainingResult:
