@@ -58,7 +58,66 @@ def test_total_energies_are_compared_before_rounding() -> None:
     prediction = SimpleNamespace(energy=torch.tensor([1e6 + 2**-10], dtype=torch.float64), forces=None, stress=None)
     labels = {"energy": torch.tensor([1e6], dtype=torch.float64)}
     errors = errors_of(prediction, labels, torch.tensor([1]), ("energy",))
-    assert errors.energy.item() == 2**-10
+    assert errors["energy"].difference.item() == 2**-10
+
+
+@pytest.mark.parametrize("kind", ["mse", "huber"])
+@pytest.mark.parametrize("part", ["energy", "forces", "stress"])
+def test_labels_that_are_not_known_are_left_out(part: str, kind: str) -> None:
+    """Loss, gradient and metrics are those of the frames that have the label; the others get no gradient of it."""
+    generator = torch.Generator().manual_seed(2)
+    counts = torch.tensor([2, 1, 3])
+    shapes = {"energy": (3,), "forces": (6, 3), "stress": (3, 3, 3)}
+    known = torch.tensor([True, False, True])
+    rows = known.repeat_interleave(counts) if part == "forces" else known
+    values = {p: torch.randn(*s, generator=generator, dtype=torch.float64) for p, s in shapes.items()}
+    labels = {p: torch.randn(*s, generator=generator, dtype=torch.float64) for p, s in shapes.items()}
+    labels[part][~rows] = torch.nan
+    config = LossConfig(kind=kind)
+    weights = {p: float(p == part) for p in shapes}
+
+    def outcome(which: torch.Tensor, atoms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
+        chosen = {p: (v[atoms] if p == "forces" else v[which]).requires_grad_() for p, v in values.items()}
+        theirs = {p: v[atoms] if p == "forces" else v[which] for p, v in labels.items()}
+        errors = errors_of(SimpleNamespace(**chosen), theirs, counts[which], list(shapes))
+        sums = ErrorSums()
+        sums.add(errors, config)
+        loss = loss_of(errors, weights, config)
+        assert sums.loss(weights) == pytest.approx(loss.item())
+        loss.backward()
+        gradient = chosen[part].grad
+        assert gradient is not None
+        return loss.detach(), gradient, sums.metrics()
+
+    every = torch.ones(3, dtype=torch.bool)
+    loss, gradient, metrics = outcome(every, every.repeat_interleave(counts))
+    alone, expected, metrics_alone = outcome(known, known.repeat_interleave(counts))
+    torch.testing.assert_close(loss, alone)
+    torch.testing.assert_close(gradient[rows], expected)
+    assert (gradient[~rows] == 0).all()
+    assert metrics[f"{part}_rmse"] == pytest.approx(metrics_alone[f"{part}_rmse"])
+
+
+def test_a_batch_without_any_label_of_a_part_has_none_of_it_in_its_loss() -> None:
+    forces = torch.randn(4, 3, requires_grad=True)
+    prediction = SimpleNamespace(energy=torch.zeros(1, dtype=torch.float64), forces=forces)
+    labels = {"energy": torch.ones(1, dtype=torch.float64), "forces": torch.full((4, 3), torch.nan)}
+    errors = errors_of(prediction, labels, torch.tensor([4]), ("energy", "forces"))
+    loss = loss_of(errors, {"energy": 16.0, "forces": 10.0, "stress": 0.0}, LossConfig())
+    loss.backward()
+    assert loss.item() == 1.0
+    assert forces.grad is not None  # with DDP every parameter must have a gradient
+    assert (forces.grad == 0).all()
+    sums = ErrorSums()
+    sums.add(errors, LossConfig())
+    assert set(sums.metrics()) == {"energy_mae", "energy_rmse"}
+
+
+def test_a_prediction_that_is_nan_is_not_taken_for_a_missing_label() -> None:
+    prediction = SimpleNamespace(energy=torch.zeros(1, dtype=torch.float64), forces=torch.full((1, 3), torch.nan))
+    labels = {"energy": torch.zeros(1, dtype=torch.float64), "forces": torch.zeros(1, 3)}
+    errors = errors_of(prediction, labels, torch.tensor([1]), ("energy", "forces"))
+    assert loss_of(errors, {"energy": 1.0, "forces": 1.0, "stress": 0.0}, LossConfig()).isnan()
 
 
 @given(st.floats(-3, 3), st.floats(0.1, 2))
@@ -69,7 +128,10 @@ def test_huber_is_quadratic_then_linear(x: float, delta: float) -> None:
 
 
 def test_huber_sums_equal_the_loss() -> None:
-    errors = Errors(torch.tensor([0.1, -2.0], dtype=torch.float64), torch.tensor([[0.01, 3.0, -0.2]]), None)
+    errors = {
+        "energy": Errors(torch.tensor([0.1, -2.0], dtype=torch.float64), torch.tensor(2.0, dtype=torch.float64)),
+        "forces": Errors(torch.tensor([[0.01, 3.0, -0.2]]), torch.tensor(3.0, dtype=torch.float64)),
+    }
     config = LossConfig(kind="huber")
     weights = {"energy": 1.0, "forces": 3.0, "stress": 0.0}
     sums = ErrorSums()
@@ -258,6 +320,11 @@ def test_reference_energies_are_exact_where_energies_are_sums(values: list[float
     rows = [[1], [1, 1, 8], [6, 8, 8], [6, 1, 1, 1, 1], [8, 1]]
     fitted = fit_reference_energies(composed(rows, [math.fsum(energies[z] for z in row) for row in rows]))
     assert fitted == pytest.approx(energies, rel=1e-9, abs=1e-6)
+
+
+def test_reference_energies_leave_out_energies_that_are_not_known() -> None:
+    rows, energies = [[1], [1, 1, 8], [8, 1], [8]], [-1.0, -12.0, -11.0, math.nan]
+    assert fit_reference_energies(composed(rows, energies)) == pytest.approx({1: -1.0, 8: -10.0})
 
 
 def test_reference_energies_of_one_composition_have_minimum_norm() -> None:

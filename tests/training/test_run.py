@@ -22,8 +22,10 @@ from farfield.gauge import find_gauge
 from farfield.model import Model
 from farfield.training import train, train_from_yaml
 from farfield.training.checkpoint import load_checkpoint
+from farfield.training.config import ConfigError
 from farfield.training.data import load_training_data
 from farfield.training.loop import Trainer
+from farfield.training.losses import loss_of
 from farfield.training.reading import parse_config
 
 
@@ -122,6 +124,74 @@ def test_stress_and_validation_given_as_such(tmp_path: Path) -> None:
     assert set(result.metrics["validation"]) == {
         f"{part}_{kind}" for part in ("energy", "forces", "stress") for kind in ("mae", "rmse")
     }
+
+
+def mixed_config(tmp_path: Path, **changes: Any) -> dict[str, Any]:
+    """Return a configuration with a stress loss on molecules and on crystals, the latter alone with a stress."""
+    molecules, crystals = clusters(6), clusters(6, seed=1, stress=True)
+    write(tmp_path / "data.extxyz", [atoms for pair in zip(molecules, crystals, strict=True) for atoms in pair])
+    config = small_config(tmp_path / "data.extxyz", tmp_path, epochs=2, precision="float64", **changes)
+    config["loss"] = {"stages": [{"energy": 1.0, "forces": 10.0, "stress": 1e6}]}
+    config["data"]["split"] = {"method": "contiguous", "count": 2}
+    return config
+
+
+def test_stress_is_trained_on_where_there_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The gradient is that of energies and forces of all frames, and of the stress of the periodic ones alone."""
+    trainer = Trainer(parse_config(mixed_config(tmp_path)), quiet=True)
+    module, weights = trainer.module, trainer.module.weights
+    parameters = list(trainer.potential.parameters())
+
+    def loss(indices: list[int], **changed: float) -> torch.Tensor:
+        sample = collate([trainer.data.train[i] for i in indices])
+        errors = module.errors(trainer.potential, sample, create_graph=True)
+        return loss_of(errors, {**weights, **changed}, module.loss_config)
+
+    mixed = loss([0, 1, 2, 3])
+    stress_alone = loss([1, 3], energy=0.0, forces=0.0)
+    separate = loss([0, 1, 2, 3], stress=0.0) + stress_alone
+    torch.testing.assert_close(mixed, separate)
+    assert stress_alone > 1e-3 * mixed
+    for got, wanted in zip(
+        *(torch.autograd.grad(value, parameters, allow_unused=True) for value in (mixed, separate)), strict=True
+    ):
+        torch.testing.assert_close(got, wanted)
+    assert loss([0, 2], energy=0.0, forces=0.0) == 0
+
+    result = train(mixed_config(tmp_path))
+    assert "stress_rmse" in result.metrics["validation"]
+    assert "train: 5 of 10 frames have no stress" in capsys.readouterr().err
+
+
+def test_a_label_that_no_frame_has_is_refused(tmp_path: Path) -> None:
+    config = mixed_config(tmp_path)
+    config["data"]["train"] = {"set": str(tmp_path / "data.extxyz"), "where": {"label": "even"}, "first": 1}
+    config["data"]["split"] = None
+    with pytest.raises(ConfigError, match=r"data.train: .*\['stress'\].*no frame.*three axes"):
+        load_training_data(parse_config(config))
+    config["data"]["train"] = str(tmp_path / "data.extxyz")
+    config["data"]["columns"] = {"forces": "f"}
+    with pytest.raises(ConfigError, match=r"data.train: .*\['forces'\].*no frame"):
+        load_training_data(parse_config(config))
+    # Open systems cannot have a stress: they may be what is tested on all the same.
+    config["data"]["columns"] = None
+    config["data"]["test"] = {"set": str(tmp_path / "data.extxyz"), "where": {"label": "even"}, "first": 1}
+    test = load_training_data(parse_config(config)).test
+    assert test is not None
+    assert test[0].labels["stress"].isnan().all()
+
+
+def test_the_stress_of_an_open_system_is_no_label(tmp_path: Path) -> None:
+    """Some codes write zeros there; a stress has a meaning only where there is a volume."""
+    config = mixed_config(tmp_path)
+    frames = clusters(4, stress=True)
+    for atoms in frames[:2]:
+        atoms.pbc = False
+    write(tmp_path / "data.extxyz", frames)
+    config["data"]["split"] = None
+    data = load_training_data(parse_config(config))
+    assert [bool(sample.labels["stress"].isnan().all()) for sample in data.train] == [True, True, False, False]
+    assert data.gaps() == ["train: 2 of 4 frames have no stress, and no such part in the loss"]
 
 
 def test_the_total_charge_is_read_where_it_is_asked_for(tmp_path: Path) -> None:

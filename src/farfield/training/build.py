@@ -28,7 +28,7 @@ def fit_reference_energies(dataset: Dataset) -> dict[int, float]:
     Parameters
     ----------
     dataset
-        Systems with energies: the training part only.
+        Systems with energies: the training part only. Those whose energy is NaN, not known, are left out.
 
     Returns
     -------
@@ -45,7 +45,8 @@ def fit_reference_energies(dataset: Dataset) -> dict[int, float]:
         counts[row] = [(numbers == z).sum() for z in elements]
         energies[row] = float(sample.labels["energy"].sum())
     # Energies are far larger than what differs between systems: float64, and the pseudo-inverse for rank deficiency.
-    solution, *_ = np.linalg.lstsq(counts, energies, rcond=None)
+    known = ~np.isnan(energies)
+    solution, *_ = np.linalg.lstsq(counts[known], energies[known], rcond=None)
     return {z: float(value) for z, value in zip(elements, solution, strict=True)}
 
 
@@ -153,7 +154,8 @@ def calibrate(potential: AugmentedPotential, train: Dataset) -> None:
     """Set the starting scales of the potential from training frames with neighbours."""
     step = max(1, len(train) // CALIBRATION_FRAMES)
     sample = collate([train[i] for i in range(0, len(train), step)][:CALIBRATION_FRAMES])
-    forces = sample.labels.get("forces")
-    scale = float(forces.double().square().mean().sqrt()) if forces is not None else 1.0
+    # Labels that are NaN are not known.
+    forces = sample.labels.get("forces", torch.full((), torch.nan))
+    scale = 1.0 if forces.isnan().all() else float(forces.double().square().nanmean().sqrt())
     batch: AtomicBatch = sample.batch
     potential.calibrate(batch, max(scale, 1e-3))

@@ -163,7 +163,8 @@ class StageConfig(_Strict):
     ramp
         Number of epochs over which the weights go linearly from those of the stage before to these.
     energy, forces, stress
-        Weights. Energies are counted per atom (eV/atom), forces in eV/Å, stress in eV/Å³.
+        Weights. Energies are counted per atom (eV/atom), forces in eV/Å, stress in eV/Å³. Of each a batch's loss has
+        the mean over the frames that have the label; frames may lack any, as open systems lack a stress.
     """
 
     from_epoch: int = Field(default=0, ge=0)

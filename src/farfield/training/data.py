@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from farfield.datasets.dataset import Dataset, Sample, load_dataset
+from farfield.datasets.dataset import LABEL_SHAPES, Dataset, Sample, load_dataset
 from farfield.training.config import ConfigError, SourceConfig, TrainingConfig
 from farfield.training.losses import used_labels
 from farfield.training.sampler import split_indices
@@ -34,16 +34,50 @@ class TrainingData:
 
         return TrainingData(self.train.with_neighbors(cutoff), found(self.validation), found(self.test))
 
+    def gaps(self) -> list[str]:
+        """Say which labels some frames lack, one line for each part of the data and label."""
+        lines = []
+        for part, dataset in self.parts().items():
+            for name in dataset.labels:
+                lacking = sum(not _is_known(sample, name) for sample in dataset)
+                if lacking:
+                    lines.append(
+                        f"{part}: {lacking} of {len(dataset)} frames have no {name}, and no such part in the loss"
+                    )
+        return sorted(lines)
+
+
+def _with_labels(sample: Sample, names: Sequence[str]) -> Sample:
+    """Return a sample of one system with just these labels, NaN where it lacks one."""
+    labels = {}
+    for name in names:
+        known = name in sample.labels and (name != "stress" or bool(sample.batch.pbc.all()))
+        if known:
+            labels[name] = sample.labels[name]
+        else:
+            shape = LABEL_SHAPES[name]
+            shape = (sample.batch.n_atoms, *shape[1:]) if shape[:1] == (-1,) else (1, *shape)
+            dtype = torch.float64 if name == "energy" else sample.batch.positions.dtype
+            labels[name] = torch.full(shape, torch.nan, dtype=dtype)
+    return Sample(sample.batch, labels)
+
+
+def _is_known(sample: Sample, name: str) -> bool:
+    return not bool(torch.isnan(sample.labels[name]).any())
+
 
 def load_training_data(config: TrainingConfig) -> TrainingData:
     """Read, select and split the data of a configuration, without neighbours.
+
+    Labels that a frame lacks are NaN, which the loss leaves out (`farfield.training.losses.errors_of`). A stress counts
+    only where all three axes are periodic.
 
     Raises
     ------
     FileNotFoundError
         If a set is not here.
     ConfigError
-        If a label with a weight in the loss is missing, or a split leaves nothing.
+        If no frame has a label with a weight in the loss, or a split leaves nothing.
     ValueError
         If a file cannot be read.
     """
@@ -67,16 +101,24 @@ def load_training_data(config: TrainingConfig) -> TrainingData:
         ]
         samples = [sample for one in sets for sample in one]
         dataset = Dataset(samples, " + ".join(s.set for s in sources), [entry for one in sets for entry in one.info])
-        lacking = [name for name in ("energy", *used_labels(config.loss.stages)) if name not in dataset.labels]
-        if lacking:
-            raise ConfigError(
-                f"data.{part}: the loss needs {lacking}, which not every frame of {dataset.name!r} has; "
-                f"labels that all have: {sorted(dataset.labels)}. Map data.columns or set the weight to 0"
-            )
         # Labels that nothing is trained on are dropped here: they are neither moved nor seen.
-        wanted = ("energy", *used_labels(config.loss.stages))
-        kept = [Sample(s.batch, {name: s.labels[name] for name in dict.fromkeys(wanted)}) for s in dataset]
-        return Dataset(kept, dataset.name, dataset.info)
+        wanted = list(dict.fromkeys(("energy", *used_labels(config.loss.stages))))
+        complete = Dataset([_with_labels(sample, wanted) for sample in dataset], dataset.name, dataset.info)
+        # Open systems have no stress; to train on it some frame must be periodic, to validate none has to be.
+        able = part == "train" or any(bool(sample.batch.pbc.all()) for sample in dataset)
+        lacking = [
+            name
+            for name in wanted
+            if not any(_is_known(sample, name) for sample in complete) and (name != "stress" or able)
+        ]
+        if lacking:
+            found = sorted({name for sample in dataset for name in sample.labels})
+            raise ConfigError(
+                f"data.{part}: the loss needs {lacking}, which no frame of {dataset.name!r} has; labels found there: "
+                f"{found}. Map data.columns or set the weight to 0"
+                + (" (a stress counts where all three axes are periodic)" if "stress" in lacking else "")
+            )
+        return complete
 
     train, validation, test = (
         read(config.data.train, "train"),

@@ -105,6 +105,8 @@ class Trainer:
             active=self.fabric.is_global_zero,
             quiet=quiet,
         )
+        for line in self.data.gaps():
+            self.report.say(line)
 
     # State ------------------------------------------------------------------------------------------------------
 

@@ -39,63 +39,69 @@ def used_labels(stages: Sequence[StageConfig]) -> list[str]:
 
 
 def penalty(difference: Tensor, kind: str, delta: float) -> Tensor:
-    """Return the mean penalty of a difference d.
+    """Return the sum of the penalties of differences d (a scalar in float64).
 
     ``mse``: d². ``huber``: d² up to ``delta``, delta (2|d| − delta) beyond: twice Huber's function, so that both agree
     for small differences.
     """
     if kind == "mse":
-        return difference.square().mean()
-    return 2 * torch.nn.functional.huber_loss(difference, torch.zeros_like(difference), delta=delta)
+        return difference.square().sum().double()
+    zero = torch.zeros_like(difference)
+    return 2 * torch.nn.functional.huber_loss(difference, zero, reduction="sum", delta=delta).double()
 
 
 @dataclass(frozen=True, eq=False)
 class Errors:
-    """Differences between prediction and label.
+    """Differences between prediction and label, of one part of the loss.
 
     Attributes
     ----------
-    energy
-        Per atom (eV/atom), shape (systems,), float64.
-    forces
-        eV/Å, shape (atoms, 3), or None.
-    stress
-        eV/Å³, shape (systems, 3, 3), or None.
+    difference
+        Energy per atom (eV/atom), shape (systems,), float64; forces (eV/Å), shape (atoms, 3); or stress (eV/Å³), shape
+        (systems, 3, 3). Zero where there is no label.
+    count
+        How many of its components have a label; a scalar in float64.
     """
 
-    energy: Float[Tensor, " systems"]
-    forces: Float[Tensor, "atoms 3"] | None
-    stress: Float[Tensor, "systems 3 3"] | None
+    difference: Float[Tensor, "..."]
+    count: Float[Tensor, ""]
 
 
-def errors_of(prediction: Any, labels: dict[str, Tensor], counts: Tensor, parts: Sequence[str]) -> Errors:
-    """Return the differences of a prediction from the labels.
+def errors_of(prediction: Any, labels: dict[str, Tensor], counts: Tensor, parts: Sequence[str]) -> dict[str, Errors]:
+    """Return the differences of a prediction from the labels, by part; the energy is always there.
 
+    Labels that are NaN are not known: nothing flows back from there. A prediction that is NaN is no such thing.
     Total energies are compared in float64, before any rounding: they are 10⁵ times what is to be resolved.
     """
-    for part in ("energy", *parts):
-        got, wanted = getattr(prediction, part).shape, labels[part].shape
-        if got != wanted:  # broadcasting would make a wrong loss of it without a word
-            raise ValueError(f"the {part} of the prediction has shape {tuple(got)}, but its label {tuple(wanted)}")
-    energy = (prediction.energy.double() - labels["energy"].double()) / counts.double()
-    return Errors(
-        energy=energy,
-        forces=prediction.forces - labels["forces"] if "forces" in parts else None,
-        stress=prediction.stress - labels["stress"] if "stress" in parts else None,
-    )
+    errors = {}
+    for part in dict.fromkeys(("energy", *parts)):
+        predicted, label = getattr(prediction, part), labels[part]
+        if predicted.shape != label.shape:  # broadcasting would make a wrong loss of it without a word
+            raise ValueError(
+                f"the {part} of the prediction has shape {tuple(predicted.shape)}, but its label {tuple(label.shape)}"
+            )
+        total = part == "energy"
+        difference = (predicted.double() - label.double()) / counts.double() if total else predicted - label
+        known = ~torch.isnan(label)
+        errors[part] = Errors(torch.where(known, difference, 0.0), known.sum(dtype=torch.float64))
+    return errors
 
 
-def loss_of(errors: Errors, weights: dict[str, float], config: LossConfig) -> Tensor:
-    """Return the weighted loss (a scalar in float64).
+def loss_of(errors: dict[str, Errors], weights: dict[str, float], config: LossConfig) -> Tensor:
+    """Return the weighted loss (a scalar in float64): of each part the mean over the components that have a label.
 
-    Parts of weight zero stay in the graph: with DDP every parameter then has a gradient in every step.
+    Parts of weight zero stay in the graph, as do those without any label: with DDP every parameter then has a gradient
+    in every step.
     """
-    total = errors.energy.new_zeros(())
-    for part in PARTS:
-        difference = getattr(errors, part)
-        if difference is not None:
-            total = total + weights[part] * penalty(difference, config.kind, getattr(config.delta, part)).double()
-    return total
+    return sum(
+        (
+            weights[part]
+            * penalty(error.difference, config.kind, getattr(config.delta, part))
+            / error.count.clamp(min=1)
+            for part, error in errors.items()
+        ),
+        start=errors["energy"].count.new_zeros(()),
+    )
 
 
 class ErrorSums:
@@ -105,27 +111,13 @@ class ErrorSums:
         # Rows: parts. Columns: number of components, sum of |d|, sum of d², sum of penalties.
         self.values = torch.zeros(len(PARTS), 4, dtype=torch.float64, device=device)
 
-    def add(self, errors: Errors, config: LossConfig) -> None:
+    def add(self, errors: dict[str, Errors], config: LossConfig) -> None:
         """Count the errors of one batch."""
-        rows = []
-        for part in PARTS:
-            difference = getattr(errors, part)
-            if difference is None:
-                rows.append(self.values.new_zeros(4))
-                continue
-            difference = difference.detach().double()
-            square = difference.square().sum()
-            value = (
-                square
-                if config.kind == "mse"
-                else penalty(difference, config.kind, getattr(config.delta, part)) * difference.numel()
-            )
-            rows.append(
-                torch.stack(
-                    [self.values.new_full((), float(difference.numel())), difference.abs().sum(), square, value]
-                )
-            )
-        self.values += torch.stack(rows)
+        for part, error in errors.items():
+            difference = error.difference.detach().double()
+            value = penalty(difference, config.kind, getattr(config.delta, part))
+            sums = [error.count, difference.abs().sum(), difference.square().sum(), value]
+            self.values[PARTS.index(part)] += torch.stack(sums)
 
     def metrics(self, values: Tensor | None = None) -> dict[str, float]:
         """Return errors in meV/atom, meV/Å and meV/Å³, by names such as ``energy_rmse``."""

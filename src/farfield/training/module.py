@@ -43,7 +43,7 @@ class PotentialModule(LightningModule):
         """Take the loss weights of an epoch."""
         self.weights = weights_at(self.loss_config.stages, epoch)
 
-    def errors(self, potential: AugmentedPotential, sample: Sample, create_graph: bool) -> Errors:
+    def errors(self, potential: AugmentedPotential, sample: Sample, create_graph: bool) -> dict[str, Errors]:
         """Differences of a potential's prediction from the labels."""
         prediction = potential.predict(
             sample.batch,
