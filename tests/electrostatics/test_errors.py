@@ -55,11 +55,6 @@ def change_position(batch):
         (change_cell(0, [1.501, 7.0, 0.2]), ValueError, r"system 1 is degenerate.*independent"),
         (change_cell(0, [NAN, 0.0, 0.0]), ValueError, "`cell` of system 1 .* finite"),
         (change_position, ValueError, r"`positions` of atom 4 \(system 1\)"),
-        (
-            lambda b: b.replace(pbc=torch.tensor([[False] * 3, [True, True, False]])),
-            NotImplementedError,
-            "system 1.*slabs",
-        ),
         (lambda b: b.replace(system=b.system.flip(0)), ValueError, "`system` must ascend"),
         (lambda b: b.replace(system=b.system + 1), ValueError, "`system` must ascend"),
         (lambda b: b.replace(cell=b.cell.float()), TypeError, "`cell` has the dtype torch.float32"),
@@ -127,8 +122,6 @@ def test_plans_methods_and_outputs():
     coulomb = Coulomb()
     with pytest.raises(ValueError, match="`plan` was prepared for 3 atoms in 1 systems but the batch has 2 in 1"):
         coulomb(small, random_multipoles(2), coulomb.prepare(large))
-    with pytest.raises(ValueError, match="`method` is 'ewald' but system 0 is open"):
-        Coulomb(method="ewald").prepare(small)
     with pytest.raises(ValueError, match="`method` is 'open' but system 0 is periodic"):
         Coulomb(method="open").prepare(periodic)
     with pytest.raises(ValueError, match="`smearing` has 2 values but the batch has 1 systems"):

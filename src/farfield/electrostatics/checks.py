@@ -59,9 +59,7 @@ def check_batch_values(batch: AtomicBatch) -> None:
     ------
     ValueError
         For positions or cells that are not finite, a system index out of range or not ascending, a zero vector on a
-        periodic axis, a degenerate periodic cell.
-    NotImplementedError
-        For a system that is periodic along some of its axes only.
+        periodic axis, periodic vectors that depend on each other.
     """
     finite = torch.isfinite(batch.positions.detach()).all(dim=1)
     if not bool(finite.all()):
@@ -79,38 +77,44 @@ def check_batch_values(batch: AtomicBatch) -> None:
             )
     periodic = batch.pbc.cpu()
     cells = batch.cell.detach().to("cpu", torch.float64)
-    partial = periodic.any(dim=1) & ~periodic.all(dim=1)
-    if bool(partial.any()):
-        system = int(partial.nonzero()[0])
-        raise NotImplementedError(
-            f"`pbc` of system {system} is {periodic[system].tolist()}, but slabs and wires are not supported yet: use "
-            "(True, True, True) with enough vacuum, or (False, False, False) for a molecule or cluster"
+    for system in periodic.any(dim=1).nonzero().squeeze(1).tolist():
+        _check_cell(cells[system], periodic[system], system)
+
+
+def _check_cell(cell: Tensor, periodic: Tensor, system: int) -> None:
+    """Refuse periodic vectors that are not finite, zero or dependent on each other; the others carry no meaning."""
+    axes = periodic.nonzero().squeeze(1).tolist()
+    vectors = cell[axes]
+    if not bool(torch.isfinite(vectors).all()):
+        raise ValueError(
+            f"`cell` of system {system} is {cell.tolist()} but must be finite along its periodic axes {axes}"
         )
-    for system in periodic.all(dim=1).nonzero().squeeze(1).tolist():
-        cell = cells[system]
-        if not bool(torch.isfinite(cell).all()):
+    lengths = vectors.norm(dim=1)
+    for axis, length in zip(axes, lengths.tolist(), strict=True):
+        if not length > 0:
             raise ValueError(
-                f"`cell` of system {system} is {cell.tolist()} but must be finite, as the system is periodic"
+                f"`cell` of system {system} has a zero vector on axis {axis} ({_AXES[axis]}), which is periodic: "
+                "give the cell vector, or set pbc to False if the system is open"
             )
-        lengths = cell.norm(dim=1)
-        for axis in range(3):
-            if not lengths[axis] > 0:
-                raise ValueError(
-                    f"`cell` of system {system} has a zero vector on axis {axis} ({_AXES[axis]}), which is periodic: "
-                    "give the cell vector, or set pbc to False if the system is open"
-                )
-        volume = float(torch.linalg.det(cell).abs())
-        if volume < _FLATTEST_CELL * float(lengths.prod()):
-            # The axis to name is the one that lies in the plane of the other two.
-            heights = [
-                volume / float(torch.linalg.cross(cell[i - 2], cell[i - 1]).norm().clamp(min=1e-30)) for i in range(3)
-            ]
-            axis = min(range(3), key=lambda i: heights[i] / float(lengths[i]))
-            raise ValueError(
-                f"`cell` of system {system} is degenerate: its volume is {volume:.3g} Å3 and its vector on axis {axis} "
-                f"({_AXES[axis]}) lies {heights[axis]:.2g} Å above the plane of the others; three independent vectors "
-                "are needed along periodic axes"
-            )
+    # Volume, area or length that the periodic vectors span.
+    volume = float(torch.linalg.det(vectors @ vectors.T).clamp(min=0.0).sqrt())
+    if volume >= _FLATTEST_CELL * float(lengths.prod()):
+        return
+    # The axis to name is the one that lies in the plane (or along the line) of the others.
+    heights = []
+    for index in range(len(axes)):
+        others = torch.cat((vectors[:index], vectors[index + 1 :]))
+        base = float(torch.linalg.det(others @ others.T).clamp(min=1e-30).sqrt())
+        heights.append(volume / base)
+    lowest = min(range(len(axes)), key=lambda index: heights[index] / float(lengths[index]))
+    size, others_are, needed = (
+        ("volume is {:.3g} Å3", "plane", "three") if len(axes) == 3 else ("area is {:.3g} Å2", "line", "two")
+    )
+    raise ValueError(
+        f"`cell` of system {system} is degenerate: its {size.format(volume)} and its vector on axis {axes[lowest]} "
+        f"({_AXES[axes[lowest]]}) lies {heights[lowest]:.2g} Å off the {others_are} of the others; {needed} "
+        "independent vectors are needed along periodic axes"
+    )
 
 
 def check_multipole_shapes(multipoles: Multipoles, positions: Tensor) -> None:

@@ -68,6 +68,11 @@ class Coulomb:
         E = (2π k_e/V) Σ_{k≠0} exp(−σ²k²/2)/k² |S(k)|² − E_self ,   S(k) = Σ_i (q_i + i k·u_i − ½ k·Q_i·k) exp(i k·r_i)
         , E = ½ Σ_{i≠j} L_i L_j k_e erf(a r_ij)/r_ij ,   L_i = q_i + u_i·∇_i + ½ Q_i:∇_i∇_i .
 
+    Slabs and wires (``pbc`` along two or one of any of the axes) are summed like periodic systems, with the transform
+    of a Coulomb interaction that ends before the images along the open directions (`farfield.electrostatics.boundary`):
+    vacuum in the given cell does not matter. Charged slabs and wires have the energies of the planar and line
+    interactions −2π k_e|z| and −2 k_e ln(ρ/1 Å).
+
     All results can be differentiated twice in positions, cell and multipoles; forces and stress are the derivatives of
     the energy. The reciprocal sum ends smoothly, so they are continuous functions of the cell.
 
@@ -79,12 +84,14 @@ class Coulomb:
         Relative RMS error of the forces that the reciprocal sum may have; the cutoff in k follows from it, from σ and
         from the highest multipoles given. Open systems are summed exactly.
     background
-        What neutralizes a charged periodic cell: ``"gaussian"`` leaves out k = 0, a uniform background as the Gaussians
-        see it; ``"point"`` adds −π k_e σ² Q²/V, which makes the energy comparable with Ewald codes for point charges.
+        What neutralizes a charged cell that is periodic along all axes: ``"gaussian"`` leaves out k = 0, a uniform
+        background as the Gaussians see it; ``"point"`` adds −π k_e σ² Q²/V, which makes the energy comparable with
+        Ewald codes for point charges.
     self_interaction
         Keep the interaction of each Gaussian with itself, k_e/√(2π) [q²/σ + u²/(3σ³) + Q:Q/(10σ⁵)].
     method
-        ``"auto"`` chooses by each system's ``pbc``; ``"open"`` and ``"ewald"`` refuse batches with any other system.
+        ``"auto"`` chooses by each system's ``pbc``; ``"ewald"`` sums open systems in reciprocal space too; ``"open"``
+        refuses batches with any periodic system.
 
     Raises
     ------
@@ -153,8 +160,9 @@ class Coulomb:
     def prepare(self, batch: AtomicBatch) -> CoulombPlan:
         """Check a batch and settle how it will be summed.
 
-        The plan depends on which atoms belong to which system, on the cells and on ``pbc``, not on the positions. It
-        can be kept while atoms move in fixed cells. When a cell changes, prepare again: an old plan lacks the
+        The plan depends on which atoms belong to which system, on the cells and on ``pbc``, and for slabs and wires on
+        how far they extend along open directions, with room for a tenth more; otherwise not on the positions. It can be
+        kept while atoms move in fixed cells. When a cell changes, prepare again: an old plan lacks the
         reciprocal vectors that have come inside the cutoff since, and the energy is then no longer continuous to all
         digits. Takes no part in gradients; synchronizes the device.
 
@@ -175,18 +183,15 @@ class Coulomb:
             periodic axis, a batch that does not fit ``smearing`` or ``method``.
         TypeError
             For wrong dtypes.
-        NotImplementedError
-            For systems that are periodic along some axes only.
         """
         check_batch_shapes(batch)
         check_batch_values(batch)
-        periodic = batch.pbc.all(dim=1)
-        for method, wrong, kind in (("open", periodic, "periodic"), ("ewald", ~periodic, "open")):
-            if self.method == method and bool(wrong.any()):
-                raise ValueError(
-                    f"`method` is {method!r} but system {int(wrong.nonzero()[0])} is {kind}: use method='auto' or "
-                    "change `pbc`"
-                )
+        periodic = batch.pbc.any(dim=1)
+        if self.method == "open" and bool(periodic.any()):
+            raise ValueError(
+                f"`method` is 'open' but system {int(periodic.nonzero()[0])} is periodic: use method='auto' or change "
+                "`pbc`"
+            )
         if isinstance(self.smearing, Tensor):
             if len(self.smearing) != batch.n_systems:
                 raise ValueError(
@@ -196,7 +201,7 @@ class Coulomb:
             smearing = self.smearing.numpy()
         else:
             smearing = np.full(batch.n_systems, float(self.smearing))
-        return make_plan(batch, smearing, self.accuracy)
+        return make_plan(batch, smearing, self.accuracy, direct=self.method != "ewald")
 
     def __call__(
         self,

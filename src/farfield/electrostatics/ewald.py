@@ -26,6 +26,7 @@ import math
 import torch
 from torch import Tensor
 
+from farfield.electrostatics.boundary import Truncation, kernel_factor
 from farfield.electrostatics.cutoff import switch
 from farfield.electrostatics.trilinear import triple_contract, triple_sum
 from farfield.electrostatics.waves import wave_tables
@@ -49,7 +50,13 @@ def _octant_matrix() -> list[list[float]]:
     return rows
 
 
-def reciprocal_weights(cell: Tensor, smearing: Tensor, ranges: tuple[int, int, int], cutoff: Tensor) -> Tensor:
+def reciprocal_weights(
+    cell: Tensor,
+    smearing: Tensor,
+    ranges: tuple[int, int, int],
+    cutoff: Tensor,
+    truncation: Truncation | None = None,
+) -> Tensor:
     """Weights w(k) of |S(k)|², times the number of k that each stored one stands for.
 
     Parameters
@@ -62,6 +69,8 @@ def reciprocal_weights(cell: Tensor, smearing: Tensor, ranges: tuple[int, int, i
         Largest index along each axis.
     cutoff
         σ|k| at which the switch reaches zero, shape (members,).
+    truncation
+        How the kernel ends where ``cell`` is padded; None for systems periodic along all axes.
 
     Returns
     -------
@@ -75,9 +84,22 @@ def reciprocal_weights(cell: Tensor, smearing: Tensor, ranges: tuple[int, int, i
     h = (grid[None] * signs[:, None]).reshape(-1, 3)
     # Every k and −k are one term; a zero index makes two octants coincide.
     count = torch.pow(0.5, (grid == 0).sum(1).to(cell.dtype)) * 2.0
-    count = torch.where((grid == 0).all(1), 0.0, count)
-    origin = (h == 0).all(1).to(cell.dtype)
+    if truncation is None:
+        # k = 0 is left out: its count is zero, and the one added there keeps 1/k² finite in the backward pass.
+        count = torch.where((grid == 0).all(1), 0.0, count)
+        squared = (smearing**2)[:, None] * _squared_lengths(h, cell)
+        kernel = (smearing**2)[:, None] / (squared + (h == 0).all(1).to(cell.dtype))
+    else:
+        squared, kernel = kernel_factor(h, cell, truncation)
+        squared = (smearing**2)[:, None] * squared
+    weight = torch.exp(-0.5 * squared) * switch(squared / (cutoff**2)[:, None]) * kernel
+    volume = torch.linalg.det(cell).abs()
+    weight = weight * (INVERSE_TWO_EPSILON_0 / volume)[:, None]
+    return weight.reshape(len(cell), 4, -1) * count
 
+
+def _squared_lengths(h: Tensor, cell: Tensor) -> Tensor:
+    """k² of reciprocal vectors (k, 3) of cells (members, 3, 3) (Å⁻²), shape (members, k)."""
     reciprocal = torch.linalg.inv(cell).mT * (2.0 * math.pi)
     metric = reciprocal @ reciprocal.mT
     # k² = Σ h_a h_b g_ab, a matrix product over the six pairs of axes.
@@ -87,12 +109,7 @@ def reciprocal_weights(cell: Tensor, smearing: Tensor, ranges: tuple[int, int, i
     elements = torch.stack(
         [metric[:, 0, 0], metric[:, 1, 1], metric[:, 2, 2], metric[:, 0, 1], metric[:, 0, 2], metric[:, 1, 2]], 1
     )
-    squared = (smearing**2)[:, None] * (elements @ pairs)
-    # The weight of k = 0 is set to zero by `count`; adding one there keeps 1/k² finite in the backward pass.
-    weight = torch.exp(-0.5 * squared) / (squared + origin) * switch(squared / (cutoff**2)[:, None])
-    volume = torch.linalg.det(cell).abs()
-    weight = weight * (INVERSE_TWO_EPSILON_0 * smearing**2 / volume)[:, None]
-    return weight.reshape(len(cell), 4, -1) * count
+    return elements @ pairs
 
 
 def _fractional_multipoles(
@@ -157,6 +174,8 @@ class EwaldGeometry:
     source_levels, field_levels
         Derivatives per axis, plus one, that the multipoles need (1 charges, 2 dipoles, 3 quadrupoles) and that are
         wanted of the potential (1 potential, 2 field, 3 field gradient).
+    truncation
+        How the kernel ends for systems that are open along some axes; ``cell`` is the padded one then.
     """
 
     def __init__(
@@ -169,6 +188,7 @@ class EwaldGeometry:
         cutoff: Tensor,
         source_levels: int,
         field_levels: int,
+        truncation: Truncation | None = None,
     ) -> None:
         dtype = positions.dtype
         self.dtype, self.source_levels, self.field_levels = dtype, source_levels, field_levels
@@ -178,7 +198,7 @@ class EwaldGeometry:
         fractional = positions.double() @ inverse
         fractional = fractional - torch.round(fractional.detach())
         self.inverse = inverse.to(dtype)
-        self.weights = reciprocal_weights(reduced, smearing, ranges, cutoff).to(dtype)
+        self.weights = reciprocal_weights(reduced, smearing, ranges, cutoff, truncation).to(dtype)
         levels = max(source_levels, field_levels)
         self.x, self.y, self.z = (
             wave_tables(coordinate, n, levels, dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def reduced_basis(cell: np.ndarray) -> np.ndarray:
+def reduced_basis(cell: np.ndarray, periodic: int = 3) -> np.ndarray:
     """Find an integer matrix whose rows make a pairwise-reduced basis of the lattice, ordered by length.
 
     Vectors are shortened by whole multiples of each other (Selling/Gauss steps) until none gets shorter.
@@ -14,6 +14,8 @@ def reduced_basis(cell: np.ndarray) -> np.ndarray:
     ----------
     cell
         Cell vectors as rows, shape (3, 3), not degenerate.
+    periodic
+        How many of them, the first ones, are vectors of a lattice; the others are orthogonal to these and left alone.
 
     Returns
     -------
@@ -21,6 +23,13 @@ def reduced_basis(cell: np.ndarray) -> np.ndarray:
         Unimodular integer matrix M, shape (3, 3): ``M @ cell`` are the reduced vectors, the longest last.
     """
     basis = np.eye(3)
+    if periodic < 3:
+        if periodic == 2:
+            # A third vector that is longest and orthogonal to the others stays last and enters nothing.
+            third = np.cross(cell[0], cell[1])
+            third *= 2.0 * np.linalg.norm(cell[:2]) / np.linalg.norm(third)
+            basis[:2, :2] = reduced_basis(np.stack((cell[0], cell[1], third)))[:2, :2]
+        return basis
     for _ in range(1000):
         vectors = basis @ cell
         order = np.argsort((vectors**2).sum(1), kind="stable")

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from farfield.atoms.batch import AtomicBatch
+from farfield.electrostatics.boundary import check_room, padded_cell
 from farfield.electrostatics.checks import check_multipole_shapes
 from farfield.electrostatics.ewald import EwaldGeometry
 from farfield.electrostatics.multipoles import Multipoles
@@ -119,7 +120,7 @@ class _OpenSum:
 
 
 class _EwaldSum:
-    """A group of periodic systems."""
+    """A group of systems summed in reciprocal space."""
 
     def __init__(
         self,
@@ -132,8 +133,14 @@ class _EwaldSum:
     ) -> None:
         self.padding = group.padding
         cell = batch.cell.index_select(0, group.padding.systems)
+        positions = group.padding.gather(batch.positions)
+        truncation = group.truncation
+        if truncation is not None:
+            if positions.device.type == "cpu":  # elsewhere it would wait for the device
+                check_room(positions, group.padding.mask, cell, group.padding.systems, truncation)
+            cell = padded_cell(cell.double(), truncation)
         self._geometry = EwaldGeometry(
-            group.padding.gather(batch.positions),
+            positions,
             cell,
             group.basis,
             group.smearing,
@@ -141,12 +148,13 @@ class _EwaldSum:
             group.cutoffs[order],
             source_levels=order + 1,
             field_levels=levels,
+            truncation=truncation,
         )
-        self._smearing = group.smearing.to(cell.dtype)[:, None]
-        self._factors = None if self_interaction else group.self_factors[order].to(cell.dtype)
+        self._smearing = group.smearing.to(positions.dtype)[:, None]
+        self._factors = None if self_interaction else group.self_factors[order].to(positions.dtype)
         # −π k_e σ² Q²/V turns the background that neutralizes Gaussians into the one of point charges.
         self._shift = None
-        if background == "point":
+        if background == "point" and truncation is None:
             volume = torch.linalg.det(cell.double()).abs()
             self._shift = -math.pi * COULOMB_CONSTANT * group.smearing**2 / volume
 

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from farfield.atoms.batch import AtomicBatch
+from farfield.electrostatics.boundary import Truncation, make_truncation
 from farfield.electrostatics.cutoff import reduced_cutoff, self_factors
 from farfield.electrostatics.lattice import reduced_basis
 
@@ -90,7 +91,7 @@ class OpenGroup:
 
 @dataclass(frozen=True, eq=False)
 class EwaldGroup:
-    """Periodic systems that are summed together.
+    """Systems that are summed together in reciprocal space, periodic along the same number of axes.
 
     Attributes
     ----------
@@ -108,6 +109,8 @@ class EwaldGroup:
     self_factors
         For each order, the shares of the self-energy of charges, dipoles, quadrupoles in the sum, shape (3, members,
         3).
+    truncation
+        How the kernel ends for systems that are open along some axes; None for those periodic along all.
     """
 
     padding: Padding
@@ -116,6 +119,7 @@ class EwaldGroup:
     ranges: tuple[tuple[int, int, int], ...]
     cutoffs: Float[Tensor, "3 members"]
     self_factors: Float[Tensor, "3 members 3"]
+    truncation: Truncation | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +133,7 @@ class CoulombPlan:
     smearing
         σ of each system (Å), float64, shape (systems,).
     groups
-        Groups of open and of periodic systems.
+        Groups of systems summed directly and in reciprocal space.
     order
         Position of each atom of the batch in the concatenation of the groups, shape (atoms,); None where it is the
         same.
@@ -188,7 +192,7 @@ def _padding(members: list[int], counts: np.ndarray, starts: np.ndarray, device:
     )
 
 
-def make_plan(batch: AtomicBatch, smearing: np.ndarray, accuracy: float) -> CoulombPlan:
+def make_plan(batch: AtomicBatch, smearing: np.ndarray, accuracy: float, *, direct: bool = True) -> CoulombPlan:
     """Group the systems of a checked batch and size their sums.
 
     Parameters
@@ -199,14 +203,16 @@ def make_plan(batch: AtomicBatch, smearing: np.ndarray, accuracy: float) -> Coul
         σ of each system (Å), shape (systems,).
     accuracy
         Relative RMS force error.
+    direct
+        Sum open systems pair by pair; else in reciprocal space, with the kernel of a cluster.
     """
     device = batch.positions.device
     counts = batch.counts.cpu().numpy()
     starts = np.concatenate(([0], np.cumsum(counts)[:-1])) if len(counts) else counts
-    periodic = batch.pbc.all(dim=1).cpu().numpy()
-    cells = batch.cell.detach().to("cpu", torch.float64).numpy()
+    pbc = batch.pbc.cpu().numpy()
+    dimensions = pbc.sum(1)
 
-    open_counts = np.where(periodic, 0, counts).astype(float)
+    open_counts = np.where((dimensions == 0) & direct, counts, 0).astype(float)
     groups: list[OpenGroup | EwaldGroup] = [
         OpenGroup(
             padding=_padding(members, counts, starts, device),
@@ -214,31 +220,10 @@ def make_plan(batch: AtomicBatch, smearing: np.ndarray, accuracy: float) -> Coul
         )
         for members in _group_by_cost(open_counts**2, np.stack([open_counts, open_counts], 1))
     ]
-
-    basis = np.zeros((len(counts), 3, 3))
-    lengths = np.zeros((len(counts), 3))
-    cutoffs = np.zeros((3, len(counts)))
-    factors = np.zeros((3, len(counts), 3))
-    for index in np.flatnonzero(periodic):
-        basis[index] = reduced_basis(cells[index])
-        lengths[index] = np.linalg.norm(basis[index] @ cells[index], axis=1)
-        for order in range(3):
-            cutoffs[order, index] = reduced_cutoff(accuracy, order, float(smearing[index]))
-            factors[order, index] = self_factors(cutoffs[order, index])
-    # An index h of k obeys |h| = |k·a|/2π ≤ |k||a|/2π.
-    ranges = np.floor(cutoffs[..., None] * (lengths / smearing[:, None] / (2.0 * math.pi))).astype(int)
-    measures = np.concatenate(((counts * periodic)[:, None], ranges[0] + 1), axis=1).astype(float)
-    groups.extend(
-        EwaldGroup(
-            padding=_padding(members, counts, starts, device),
-            smearing=torch.from_numpy(smearing[members]).to(device),
-            basis=torch.from_numpy(basis[members]).to(device),
-            ranges=tuple(tuple(ranges[order][members].max(0).tolist()) for order in range(3)),
-            cutoffs=torch.from_numpy(cutoffs[:, members]).to(device),
-            self_factors=torch.from_numpy(factors[:, members]).to(device),
-        )
-        for members in _group_by_cost(measures.prod(1), measures)
-    )
+    for dimension in (3, 2, 1) if direct else (3, 2, 1, 0):
+        alike = np.flatnonzero((dimensions == dimension) & (counts > 0))
+        if len(alike):
+            groups.extend(_ewald_groups(batch, alike, counts, starts, pbc, smearing, accuracy))
 
     laid_out = torch.cat([group.padding.atoms for group in groups]) if groups else batch.system.new_zeros(0)
     ordered = len(groups) <= 1 or bool((laid_out[1:] > laid_out[:-1]).all())
@@ -249,3 +234,49 @@ def make_plan(batch: AtomicBatch, smearing: np.ndarray, accuracy: float) -> Coul
         groups=tuple(groups),
         order=None if ordered else torch.argsort(laid_out),
     )
+
+
+def _ewald_groups(
+    batch: AtomicBatch,
+    systems: np.ndarray,
+    counts: np.ndarray,
+    starts: np.ndarray,
+    pbc: np.ndarray,
+    smearing: np.ndarray,
+    accuracy: float,
+) -> list[EwaldGroup]:
+    """Group systems with the same number of periodic axes and size their reciprocal sums."""
+    device = batch.positions.device
+    dimension = int(pbc[systems[0]].sum())
+    cells = batch.cell.detach().to("cpu", torch.float64)[systems]
+    truncation = None
+    if dimension < 3:
+        padding = _padding(systems.tolist(), counts, starts, torch.device("cpu"))
+        positions = padding.gather(batch.positions.detach().to("cpu", torch.float64))
+        sigma = torch.from_numpy(smearing[systems])
+        truncation, cells = make_truncation(positions, padding.mask, cells, pbc[systems], sigma)
+    basis = np.stack([reduced_basis(cell, dimension) for cell in cells.numpy()])
+    lengths = np.linalg.norm(basis @ cells.numpy(), axis=2)
+    cutoffs = np.array([[reduced_cutoff(accuracy, order, float(smearing[i])) for i in systems] for order in range(3)])
+    factors = np.array([[self_factors(cutoff) for cutoff in of_order] for of_order in cutoffs])
+    # An index h of k obeys |h| = |k·a|/2π ≤ |k||a|/2π.
+    ranges = np.floor(cutoffs[..., None] * (lengths / smearing[systems, None] / (2.0 * math.pi))).astype(int)
+    measures = np.concatenate((counts[systems, None], ranges[0] + 1), axis=1).astype(float)
+    groups = []
+    for members in _group_by_cost(measures.prod(1), measures):
+        largest = tuple(tuple(ranges[order][members].max(0).tolist()) for order in range(3))
+        kernel = None
+        if truncation is not None:
+            kernel = _to(truncation.take(members).with_bessel(tuple(ranges[:, members].max((0, 1)).tolist())), device)
+        groups.append(
+            EwaldGroup(
+                padding=_padding(systems[members].tolist(), counts, starts, device),
+                smearing=torch.from_numpy(smearing[systems[members]]).to(device),
+                basis=torch.from_numpy(basis[members]).to(device),
+                ranges=largest,
+                cutoffs=torch.from_numpy(cutoffs[:, members]).to(device),
+                self_factors=torch.from_numpy(factors[:, members]).to(device),
+                truncation=kernel,
+            )
+        )
+    return groups
