@@ -10,28 +10,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from electrostatic_systems import forces_and_strain, one_system
+from electrostatic_systems import forces_and_strain, one_system, point_charge_energy
 
-from farfield.atoms.neighbors import bond_vectors, find_neighbors
 from farfield.electrostatics.coulomb import Coulomb
 from farfield.electrostatics.multipoles import Multipoles
 from farfield.units import COULOMB_CONSTANT
-
-SMEARING = 0.8
-
-
-def point_charge_energy(batch, charges, accuracy=1e-9, smearing=SMEARING):
-    """Energy of point charges in a neutralizing background, differentiable in positions and cell."""
-    gaussian = Coulomb(smearing, accuracy=accuracy, background="point")
-    energy = gaussian(batch, Multipoles(charges), outputs="energy").energy.sum()
-    listed = find_neighbors(batch, 8.0 * smearing)
-    pairs = listed.neighbors
-    if len(pairs.i):
-        r = bond_vectors(listed).norm(dim=1)
-        products = charges[pairs.i] * charges[pairs.j]
-        energy = energy + 0.5 * COULOMB_CONSTANT * (products * torch.erfc(r / (math.sqrt(2) * smearing)) / r).sum()
-    return energy
-
 
 # Madelung constants for the shortest distance between unlike ions: E per formula unit = −M k_e q²/d.
 CRYSTALS = {

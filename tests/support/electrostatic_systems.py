@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from farfield.atoms.batch import AtomicBatch
+from farfield.atoms.neighbors import bond_vectors, find_neighbors
 from farfield.electrostatics.coulomb import Coulomb, CoulombResult
 from farfield.electrostatics.multipoles import Multipoles
+from farfield.units import COULOMB_CONSTANT
 
 TRICLINIC = torch.tensor([[6.0, 0.4, -0.3], [1.5, 7.0, 0.2], [-1.1, 2.0, 6.5]], dtype=torch.float64)
 
@@ -75,3 +79,19 @@ def all_outputs(result: CoulombResult) -> list[Tensor]:
     """Everything that a result holds."""
     values = (result.energy, result.atom_energies, result.potential, result.field, result.field_gradient)
     return [value for value in values if value is not None]
+
+
+def point_charge_energy(batch: AtomicBatch, charges: Tensor, accuracy: float = 1e-9, smearing: float = 0.8) -> Tensor:
+    """Energy of point charges in a neutralizing background, differentiable in positions and cell.
+
+    It is that of Gaussians plus q_i q_j erfc(r/√2σ)/r between near neighbours, whatever the smearing σ.
+    """
+    gaussian = Coulomb(smearing, accuracy=accuracy, background="point")
+    energy = gaussian(batch, Multipoles(charges), outputs="energy").energy.sum()
+    listed = find_neighbors(batch, 8.0 * smearing)
+    pairs = listed.neighbors
+    if len(pairs.i):
+        r = bond_vectors(listed).norm(dim=1)
+        products = charges[pairs.i] * charges[pairs.j]
+        energy = energy + 0.5 * COULOMB_CONSTANT * (products * torch.erfc(r / (math.sqrt(2) * smearing)) / r).sum()
+    return energy
