@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from ase.build import molecule as named_molecule
+from small_models import small_model
 
 
 @pytest.fixture
@@ -49,6 +51,24 @@ def test_quickstart_runs(repository: Path) -> None:
     charges = names["atoms"].get_charges()
     oxygen = names["atoms"].get_atomic_numbers() == 8
     assert charges[oxygen].item() < 0 < charges[names["atoms"].get_atomic_numbers() == 1].max()
+
+
+def test_ase_page_runs(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All Python of the page, on files of the names that it has; a notice that ASE drops something is an error."""
+    pytest.importorskip("ase", minversion="3.29")
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(("model", "model-1", "model-2", "model-3")):
+        small_model(seed, card={"epsilon_infinity": 1.78}).save(f"{name}.ff")
+    water = named_molecule("H2O")
+    water.center(vacuum=4.0)
+    water.pbc = True
+    water.write("water.xyz")
+    text = (repository / "docs" / "ase.md").read_text().replace("run(1000)", "run(3)")
+    names: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(block, names)  # noqa: S102 - our own page
+    assert abs(names["atoms"].get_momenta()).max() > 0
+    assert names["atoms"].calc.results["forces_std"].max() > 0
 
 
 def test_every_example_is_tested(examples: Path) -> None:
