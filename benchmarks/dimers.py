@@ -12,8 +12,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from farfield.files import write_text
 from farfield.training import read_config, train
-from farfield.training.checkpoint import write_text
 
 CLASSES = ("CC", "CP", "PP", "CA", "PA", "AA")
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"

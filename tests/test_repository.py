@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+import importlib.util
 import re
 import subprocess
 import tomllib
@@ -59,6 +62,20 @@ def test_built_in_backbone_is_found_by_entry_point() -> None:
     found = entry_points(group="farfield.backbones")
     assert "cace" in found.names
     assert found["cace"].load().__name__ == "CACE"
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "scripts", "docs/examples"])
+def test_what_runs_by_hand_imports_what_there_is(repository: Path, folder: str) -> None:
+    """Nothing else would notice a name of farfield that moved away under a script."""
+    scripts = sorted((repository / folder).rglob("*.py"))
+    assert scripts
+    for script in scripts:
+        for node in ast.walk(ast.parse(script.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "farfield":
+                module = importlib.import_module(node.module)
+                for alias in node.names:
+                    found = hasattr(module, alias.name) or importlib.util.find_spec(f"{node.module}.{alias.name}")
+                    assert found, f"{script.name} imports {alias.name} from {node.module}, which has no such name"
 
 
 def test_make_help_lists_the_readme_commands(repository: Path) -> None:
