@@ -74,8 +74,10 @@ def test_what_runs_by_hand_imports_what_there_is(repository: Path, folder: str) 
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "farfield":
                 module = importlib.import_module(node.module)
                 for alias in node.names:
-                    found = hasattr(module, alias.name) or importlib.util.find_spec(f"{node.module}.{alias.name}")
-                    assert found, f"{script.name} imports {alias.name} from {node.module}, which has no such name"
+                    part = hasattr(module, "__path__") and importlib.util.find_spec(f"{node.module}.{alias.name}")
+                    assert part or hasattr(module, alias.name), (
+                        f"{script.name} imports {alias.name} from {node.module}, which has no such name"
+                    )
 
 
 def test_make_help_lists_the_readme_commands(repository: Path) -> None:
