@@ -130,6 +130,25 @@ def test_batch_equals_loop(systems):
         torch.testing.assert_close(value, torch.cat(single), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("odd", ["nothing", "cell", "smearing"])
+def test_frames_of_one_cell_equal_a_loop_over_them(odd, close):
+    """Systems that share a cell share the weights of their waves, and must not where one of them differs."""
+    frames = [random_system(4, TRICLINIC, seed=seed) for seed in range(3)]
+    smearing = torch.ones(3, dtype=torch.float64)
+    if odd == "cell":
+        frames[2] = frames[2].replace(cell=frames[2].cell * 1.01)
+    if odd == "smearing":
+        smearing[2] = 1.01
+    m = random_multipoles(12)
+    together = Coulomb(smearing, accuracy=1e-3)(concatenate(frames), m)
+    for i, (frame, sigma) in enumerate(zip(frames, smearing.tolist(), strict=True)):
+        atoms = slice(4 * i, 4 * i + 4)
+        alone = Coulomb(sigma, accuracy=1e-3)(frame, take(m, atoms))
+        close(together.energy[i], alone.energy[0])
+        close(together.potential[atoms], alone.potential)
+        close(together.field_gradient[atoms], alone.field_gradient)
+
+
 @pytest.mark.parametrize("self_interaction", [False, True])
 def test_open_sum_is_the_limit_of_a_large_box(self_interaction):
     """Neutral systems in cubic cells: E_periodic → E_open − 2πk_e|P|²/3V, by either convention for the self term."""

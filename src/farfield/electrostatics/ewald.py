@@ -75,9 +75,13 @@ def reciprocal_weights(
     Returns
     -------
     Tensor
-        Shape (members, 4, (n₁+1)(n₂+1)(n₃+1)) (eV/e²): octants with signs (+,±,±) of h.
+        Shape (members, 4, (n₁+1)(n₂+1)(n₃+1)) (eV/e²): octants with signs (+,±,±) of h. Where all members share one
+        fixed cell there is only one row, for all of them.
     """
     device = cell.device
+    # Not on a GPU, which the comparison would hold up.
+    if device.type == "cpu" and not cell.requires_grad and all(_alike(part) for part in (cell, smearing, cutoff)):
+        cell, smearing, cutoff = cell[:1], smearing[:1], cutoff[:1]
     axes = [torch.arange(n + 1, dtype=cell.dtype, device=device) for n in ranges]
     grid = torch.cartesian_prod(*axes)
     signs = torch.tensor([[1.0, *pair] for pair in _OCTANTS], dtype=cell.dtype, device=device)
@@ -110,6 +114,28 @@ def _squared_lengths(h: Tensor, cell: Tensor) -> Tensor:
         [metric[:, 0, 0], metric[:, 1, 1], metric[:, 2, 2], metric[:, 0, 1], metric[:, 0, 2], metric[:, 1, 2]], 1
     )
     return elements @ pairs
+
+
+def _alike(rows: Tensor) -> bool:
+    return bool((rows == rows[:1]).all())
+
+
+class _Quadratic(torch.autograd.Function):
+    """Σ_k w S² of each member, in float64, with fewer passes over S and its derivatives than autograd would make."""
+
+    @staticmethod
+    def forward(ctx, structure, weights):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(structure, weights)
+        return (structure * weights * structure).sum((1, 2), dtype=torch.float64)
+
+    @staticmethod
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+        structure, weights = ctx.saved_tensors
+        gradient = gradient.to(structure.dtype)[:, None, None]
+        on_weights = None
+        if ctx.needs_input_grad[1]:
+            on_weights = (gradient * structure**2).sum_to_size(weights.shape)
+        return structure * (weights * (2.0 * gradient)), on_weights
 
 
 def _fractional_multipoles(
@@ -223,8 +249,7 @@ class EwaldGeometry:
 
     def energy(self, structure: Tensor) -> Tensor:
         """Energy of each member (eV), float64, self-interaction included, shape (members,)."""
-        density = structure[:, :4] ** 2 + structure[:, 4:] ** 2
-        return (self.weights * density).sum((1, 2), dtype=torch.float64)
+        return _Quadratic.apply(structure, torch.cat((self.weights, self.weights), 1))
 
     def potential(self, structure: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Potential (members, slots), its gradient and second derivatives, self-interaction included."""
