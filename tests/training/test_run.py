@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import vesin
 import yaml
 from ase.io import write
 from small_training import clusters, small_config, write_clusters
@@ -279,6 +280,23 @@ def test_two_processes_take_the_steps_of_one_with_twice_the_batch(tmp_path: Path
     column = one["history"]["columns"].index("train/forces_rmse")
     errors = [state["history"]["values"][-1, column].item() for state in (one, two)]
     assert errors[1] == pytest.approx(errors[0], rel=1e-6)
+
+
+def test_neighbors_of_a_frame_are_found_once_in_a_run_and_once_on_resuming(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    original = vesin.NeighborList.compute
+
+    def counted(self: vesin.NeighborList, *arguments: Any, **options: Any) -> Any:
+        found.append(1)
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(vesin.NeighborList, "compute", counted)
+    train(small_config(data, tmp_path, epochs=2), quiet=True)
+    assert len(found) == 12  # training and validation together: epochs, calibration, gauge and metrics take the same
+    train(small_config(data, tmp_path, epochs=4), quiet=True, resume=True)
+    assert len(found) == 24
 
 
 def test_labels_that_are_not_trained_on_are_not_kept(tmp_path: Path) -> None:
