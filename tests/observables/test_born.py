@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 
 import pytest
 import torch
@@ -250,12 +251,37 @@ def test_constant_charges_give_constant_born_charges(close):
     close(born_charges(model, batch), (charges - means)[:, None, None] * torch.eye(3))
 
 
-def test_wide_receptive_field_is_warned_about():
+@pytest.mark.parametrize("layers", [1, 2])
+def test_born_charges_that_are_ambiguous_are_warned_about(layers):
+    """Never silent where they are off by more than 2 %, and silent while a radius that is too long does no harm."""
     height = float(perpendicular_heights(TRICLINIC[None]).min())
-    born_charges(FakeModel(0.49 * height), crystal(), harmonics=1)
-    with pytest.warns(UserWarning, match=r"radius of 3\.47 Å .* system 0 \(6\.67 Å\).* 2 times"):
-        born_charges(FakeModel(0.52 * height), crystal(), harmonics=1)
-    born_charges(FakeModel(20.0), molecule(5))  # nothing to warn about without periodicity
+    batch = crystal()
+    supercell = replicated(batch, (3, 3, 3))
+    seen = set()
+    for reach, strength in itertools.product((0.49, 0.54, 0.65, 0.8, 0.99, 1.2), (0.3, 0.01)):
+        model = FakeModel(reach * height / layers, layers=layers, strength=strength)
+        exact = born_charges(model, supercell, harmonics=14)[: batch.n_atoms]
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            error = float((born_charges(model, batch) - exact).norm() / exact.norm())
+        seen.add((bool(caught), error > 0.02))
+        if error > 0.02 or reach > 1:
+            assert len(caught) == 1
+            assert f"radius of {reach * height:.2f} Å" in str(caught[0].message)
+            assert f"system 0 ({height:.2f} Å)" in str(caught[0].message)
+            assert f"{math.ceil(2 * reach)} times" in str(caught[0].message)
+        if reach < 0.5 or (reach < 0.6 and strength < 0.1):
+            assert caught == []
+    assert {(True, True), (False, False)} <= seen
+
+
+def test_ambiguity_is_judged_system_by_system():
+    height = float(perpendicular_heights(TRICLINIC[None]).min())
+    model = FakeModel(0.8 * height)
+    large = crystal(cell=2.0 * TRICLINIC)
+    with pytest.warns(UserWarning, match="system 1 "):
+        born_charges(model, concatenate([large, crystal(), molecule(5)]))
+    born_charges(model, concatenate([large, molecule(5)]))
 
 
 @pytest.mark.parametrize(("name", "value"), [("fit", "best"), ("mean", "no"), ("harmonics", 0)])

@@ -5,7 +5,7 @@ multipoles are multiplied by ``scale``, the gauge sign times √ε of each syste
 itself.
 """
 
-from farfield.observables.born import born_charges, check_receptive_radius, forces_in_field, impose_sum_rule
+from farfield.observables.born import born_charges, forces_in_field, impose_sum_rule
 from farfield.observables.harmonics import fitted_coefficients, flat_coefficients
 from farfield.observables.moments import (
     MultipoleModel,
@@ -22,7 +22,6 @@ __all__ = [
     "MultipoleModel",
     "balanced_charges",
     "born_charges",
-    "check_receptive_radius",
     "dipole",
     "dipole_moment",
     "fitted_coefficients",

@@ -28,6 +28,9 @@ from farfield.observables.moments import MultipoleModel, Scale, balanced_charges
 #: Harmonics used where none are asked for.
 DEFAULT_HARMONICS = 6
 
+#: Share of the Born charges that may come from where displacements are ambiguous, before a warning says so.
+AMBIGUOUS_SHARE = 0.01
+
 
 def born_charges(
     model: MultipoleModel,
@@ -77,8 +80,10 @@ def born_charges(
     Warns
     -----
     UserWarning
-        If the model's receptive radius reaches beyond half of a periodic cell's smallest perpendicular height: there
-        the displacement between an atom and one that responds to it is ambiguous.
+        If charges respond to atoms half a periodic cell away, where displacements are ambiguous, by more than
+        `AMBIGUOUS_SHARE` of the Born charges. That needs a receptive radius of more than half of the cell's smallest
+        perpendicular height, but with message passing such a radius hardly matters until it is much longer; beyond the
+        whole height there is always a warning.
     """
     directions = torch.eye(3, dtype=batch.positions.dtype, device=batch.positions.device)
     directions = directions[:, None, :].expand(3, batch.n_systems, 3)
@@ -137,29 +142,38 @@ def impose_sum_rule(batch: AtomicBatch, born: Float[Tensor, "atoms 3 3"]) -> Flo
     return born - share.to(born)[batch.system]
 
 
-def check_receptive_radius(model: MultipoleModel, batch: AtomicBatch) -> None:
-    """Warn where the model's receptive radius reaches beyond half of a periodic cell.
-
-    Warns
-    -----
-    UserWarning
-        Naming the worst system, its smallest perpendicular height, and the replication that would cure it.
-    """
-    if not bool(batch.pbc.any()):
-        return
+def _reach(model: MultipoleModel, batch: AtomicBatch) -> Float[Tensor, " systems"]:
+    """Receptive radius over the smallest perpendicular height along periodic axes; 0 without any."""
     heights = perpendicular_heights(completed_cells(batch))
-    heights = torch.where(batch.pbc, heights, torch.inf).min(dim=1).values
-    worst = int(heights.argmin())
-    smallest, radius = float(heights[worst]), float(model.receptive_radius)
-    if radius <= 0.5 * smallest:
+    return model.receptive_radius / torch.where(batch.pbc, heights, torch.inf).min(dim=1).values
+
+
+def _warn_of_ambiguity(
+    model: MultipoleModel,
+    batch: AtomicBatch,
+    result: Float[Tensor, "directions atoms 3"],
+    beyond: Float[Tensor, "directions atoms 3"],
+) -> None:
+    """Warn where charges respond to atoms so far away that their displacement is ambiguous.
+
+    A receptive radius of more than half of the cell alone says little: after layers of message passing hardly anything
+    is left of the response at its end. ``beyond`` is what atoms near half of the cell contribute if put half a cell
+    away (see `_periodic_axis`). It cannot tell an atom from its images, so that it is not asked where both are felt.
+    """
+    size, unsure = (batch.sum_over_atoms(t.double().square().sum(dim=(0, 2))).sqrt() for t in (result, beyond))
+    reach = _reach(model, batch)
+    matters = (reach > 0.5) & (unsure > AMBIGUOUS_SHARE * size) | (reach > 1.0)
+    if not bool(matters.any()):
         return
+    worst = int(torch.where(matters, reach, 0.0).argmax())
+    radius, times = float(model.receptive_radius), float(reach[worst])
     warnings.warn(
         f"the model's receptive radius of {radius:.2f} Å is more than half of the smallest perpendicular height of "
-        f"system {worst} ({smallest:.2f} Å): its Born charges are approximate. Replicate that cell "
-        f"{math.ceil(2 * radius / smallest)} times along its short axes for exact ones, or compare a few values of "
-        "`harmonics`.",
+        f"system {worst} ({radius / times:.2f} Å), and charges respond to atoms that far away: its Born charges are "
+        f"approximate. Replicate that cell {math.ceil(2 * times)} times along its short axes for exact ones, or "
+        "compare a few values of `harmonics`.",
         UserWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
 
 
@@ -179,7 +193,7 @@ def _contracted(
     if mean not in ("detached", "attached"):
         raise ValueError(f"`mean` is {mean!r} but must be one of 'detached', 'attached'")
     flat = flat_coefficients(harmonics)
-    check_receptive_radius(model, batch)
+    far = bool((_reach(model, batch) > 0.5).any())
 
     batch = with_neighbors(model, batch)
     if not batch.positions.requires_grad:
@@ -208,6 +222,7 @@ def _contracted(
 
     local = directions[:, system, :] * charges[None, :, None]
     result = local if create_graph else local.detach()
+    beyond = torch.zeros_like(result)
     if any_open or multipoles.dipoles is not None:
         # Dipoles carry no phase: their derivative is the same with any periodicity.
         lengths = torch.where(open_axes[system], fractions, 0.0)
@@ -225,14 +240,19 @@ def _contracted(
         used = (along.abs().amax(dim=(0, 1)) > 0) & periodic.any(dim=0)
         for axis in torch.nonzero(used).flatten().tolist():
             inside = periodic[:, axis]
-            term = _periodic_axis(
+            term, edge = _periodic_axis(
                 lambda weight: product([responding], [weight]),
                 fractions[:, axis],
                 torch.where(inside[:, None], coefficients[:, axis], 0.0)[system],
                 inside[system],
                 positions.dtype,
+                far,
             )
             result = result + along[:, system, axis, None].to(positions) * term
+            if edge is not None:
+                beyond = beyond + 0.5 * along[:, system, axis, None].to(positions) * edge
+    if far:
+        _warn_of_ambiguity(model, batch, result.detach(), beyond)
     return result
 
 
@@ -242,10 +262,20 @@ def _periodic_axis(
     coefficients: Float[Tensor, "atoms harmonics"],
     inside: Tensor,
     dtype: torch.dtype,
-) -> Float[Tensor, "atoms 3"]:
-    """Σ_j (∂q_j/∂r_i) Σ_m c_m sin(2πm (s_j − s_i))/(2πm) along one axis."""
+    far: bool,
+) -> tuple[Float[Tensor, "atoms 3"], Float[Tensor, "atoms 3"] | None]:
+    """Σ_j (∂q_j/∂r_i) Σ_m c_m sin(2πm (s_j − s_i))/(2πm) along one axis.
+
+    With ``far`` also the response near half of the cell, from the same products: Σ_j (∂q_j/∂r_i) sin²ᴹ(π (s_j − s_i)),
+    a window that is 1 there and narrower the more harmonics there are,
+    sin²ᴹ(πs) = 4⁻ᴹ [C(2M, M) + 2 Σ_m (−1)ᵐ C(2M, M−m) cos(2πms)].
+    """
     total: Tensor | None = None
-    for m in range(1, coefficients.shape[1] + 1):
+    harmonics = coefficients.shape[1]
+    edge: Tensor | None = None
+    if far:
+        edge = math.comb(2 * harmonics, harmonics) / 4**harmonics * product(inside.to(dtype)).detach()
+    for m in range(1, harmonics + 1):
         phase = 2.0 * math.pi * m * fractions
         factor = coefficients[:, m - 1] / (2.0 * math.pi * m)
         sine, cosine = torch.sin(phase), torch.cos(phase)
@@ -253,9 +283,13 @@ def _periodic_axis(
         by_cosine = product(torch.where(inside, cosine, 0.0).to(dtype))
         term = (factor * cosine).to(dtype)[:, None] * by_sine - (factor * sine).to(dtype)[:, None] * by_cosine
         total = term if total is None else total + term
+        if edge is not None:
+            weight = 2 * (-1) ** m * math.comb(2 * harmonics, harmonics - m) / 4**harmonics
+            response = cosine.to(dtype)[:, None] * by_cosine + sine.to(dtype)[:, None] * by_sine
+            edge = edge + weight * response.detach()
     if total is None:
         raise ValueError("at least one harmonic is needed")
-    return total
+    return total, edge
 
 
 def _vjp(outputs: list[Tensor], weights: list[Tensor], positions: Tensor, create_graph: bool) -> Tensor:
