@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from ase import Atoms, units
 
+from demo_data import contents, hartree_fock
 from farfield.atoms.structures import read_structures
 from farfield.datasets.registry import find_dataset
 from farfield.demo import run_demo
@@ -20,15 +18,6 @@ from farfield.demo.curves import pairs_of, separate, smallest_contact
 @pytest.fixture(scope="module")
 def shipped() -> dict[str, list[Atoms]]:
     return {part: read_structures(find_dataset(f"demo/{part}")) for part in ("train", "val", "test")}
-
-
-@pytest.fixture(scope="module")
-def script(repository: Path):
-    spec = importlib.util.spec_from_file_location("make_demo_data", repository / "scripts" / "make_demo_data.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["make_demo_data"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 # --- the data --------------------------------------------------------------------------------------------------------
@@ -88,17 +77,17 @@ def test_curves_cover_short_and_long_distances(shipped) -> None:
         np.testing.assert_allclose(rigid, np.broadcast_to(rigid[0], np.shape(rigid)), atol=1e-6)
 
 
-def test_training_stays_within_its_distances_and_pairs(shipped, script) -> None:
+def test_training_stays_within_its_distances_and_pairs(shipped) -> None:
     trained = pairs_of(shipped["train"]) | pairs_of(shipped["val"])
-    assert not trained & {frozenset(pair) for pair in script.UNSEEN}
+    assert not trained & {frozenset(pair) for pair in contents.UNSEEN}
     reached = [atoms.info["distance"] for atoms in shipped["train"] if "distance" in atoms.info]
     assert 3.0 <= min(reached) < 4.0
-    assert max(reached) <= script.TRAINED_RANGE
-    beyond = [atoms for atoms in shipped["test"] if atoms.info.get("distance", 0) > script.TRAINED_RANGE]
+    assert max(reached) <= contents.TRAINED_RANGE
+    beyond = [atoms for atoms in shipped["test"] if atoms.info.get("distance", 0) > contents.TRAINED_RANGE]
     assert len(beyond) > 15
 
 
-def test_far_ions_feel_the_coulomb_force_of_whole_charges(shipped, script) -> None:
+def test_far_ions_feel_the_coulomb_force_of_whole_charges(shipped) -> None:
     """Force between two ions more than 9 Å apart: that of charges at the atoms, which sum to whole numbers."""
     k_e = 14.399645478
     seen = 0
@@ -107,7 +96,7 @@ def test_far_ions_feel_the_coulomb_force_of_whole_charges(shipped, script) -> No
             continue
         charges, second = atoms.arrays["esp_charges"], atoms.arrays["molecule"] == 1
         for name, part in zip(atoms.info["molecules"].split(), (~second, second), strict=True):
-            assert charges[part].sum() == pytest.approx(script.MOLECULES[name], abs=0.02)
+            assert charges[part].sum() == pytest.approx(contents.MOLECULES[name], abs=0.02)
         bonds = atoms.positions[second][:, None] - atoms.positions[~second][None]
         pairs = charges[second][:, None] * charges[~second][None] / np.linalg.norm(bonds, axis=-1) ** 3
         expected = k_e * np.einsum("ij,ijx->x", pairs, bonds)
@@ -149,14 +138,14 @@ def test_molecules_do_not_clash_and_are_whole(shipped) -> None:
             assert not atoms.pbc.any()
 
 
-def test_labels_come_out_again(shipped, script) -> None:
+def test_labels_come_out_again(shipped) -> None:
     """The script's Hartree–Fock gives the shipped energy, and forces and Born charges as finite differences."""
     pytest.importorskip("pyscf")
     atoms = min((atoms for atoms in shipped["test"] if "bec" in atoms.arrays), key=len)
     fresh = Atoms(atoms.numbers, atoms.positions, info=dict(atoms.info))
     summary = json.loads((find_dataset("demo/test").parent / "summary.json").read_text())
     separate_energy = sum(summary["separate_molecules_hartree"][name] for name in atoms.info["molecules"].split())
-    mf = script.hartree_fock(fresh)
+    mf = hartree_fock.hartree_fock(fresh)
     assert (mf.e_tot - separate_energy) * units.Hartree == pytest.approx(atoms.get_potential_energy(), abs=1e-5)
 
     step = 2e-3
@@ -164,9 +153,9 @@ def test_labels_come_out_again(shipped, script) -> None:
     for sign in (1, -1):
         moved = fresh.copy()
         moved.positions[0, 1] += sign * step
-        mf = script.hartree_fock(moved)
+        mf = hartree_fock.hartree_fock(moved)
         energies.append(mf.e_tot * units.Hartree)
-        dipoles.append(script.dipole(mf) * units.Bohr)
+        dipoles.append(hartree_fock.dipole(mf) * units.Bohr)
     assert (energies[1] - energies[0]) / (2 * step) == pytest.approx(atoms.get_forces()[0, 1], abs=2e-4)
     born = atoms.arrays["bec"].reshape(-1, 3, 3)
     np.testing.assert_allclose((dipoles[0] - dipoles[1]) / (2 * step), born[0, 1], atol=2e-4)
