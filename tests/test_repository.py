@@ -29,6 +29,14 @@ def test_version_is_the_same_everywhere(repository: Path, project: dict) -> None
     assert project["project"]["version"] == farfield.__version__ == citation["version"]
 
 
+def test_readme_and_citation_name_the_same_papers(repository: Path) -> None:
+    citation = yaml.safe_load((repository / "CITATION.cff").read_text())
+    cited = {paper["url"].rsplit("/", 1)[1] for paper in citation["references"]}
+    section = (repository / "README.md").read_text().split("## Citing")[1].split("##")[0]
+    backbone = "2402.07472"  # the potential that is built in, not the method
+    assert set(re.findall(r"\d{4}\.\d{5}", section)) == cited - {backbone}
+
+
 def test_every_dependency_is_pinned(repository: Path, project: dict) -> None:
     pinned = {
         re.split("==", line)[0].lower().replace("_", "-")
