@@ -53,6 +53,23 @@ def test_quickstart_runs(repository: Path) -> None:
     assert charges[oxygen].item() < 0 < charges[names["atoms"].get_atomic_numbers() == 1].max()
 
 
+def test_readme_names_what_there_is(repository: Path) -> None:
+    """Every command and only these; every public name that its Python takes from farfield."""
+    import typer.main
+
+    import farfield
+    from farfield.cli import app
+
+    text = (repository / "README.md").read_text()
+    commands = set(typer.main.get_command(app).commands)
+    named = set(re.findall(r"^farfield (\w+)", text, re.MULTILINE))
+    assert named <= commands
+    assert commands - named <= {"demo"}  # that one is `make demo` there
+    names = re.findall(r"\bff\.(\w+)", text)
+    assert len(names) > 4
+    assert [name for name in names if not hasattr(farfield, name)] == []
+
+
 def test_ase_page_runs(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All Python of the page, on files of the names that it has; a notice that ASE drops something is an error."""
     pytest.importorskip("ase", minversion="3.29")
