@@ -60,9 +60,13 @@ def reduced_cutoff(accuracy: float, order: int, smearing: float) -> float:
 def switch(squared: Tensor) -> Tensor:
     """Smooth step of (|k|/cutoff)²: 1 up to SWITCH_START², 0 from 1 on, with three continuous derivatives."""
     start = SWITCH_START**2
-    t = ((squared - start) / (1.0 - start)).clamp(0.0, 1.0)
+    t = (squared * (1.0 / (1.0 - start)) - start / (1.0 - start)).clamp(0.0, 1.0)
+    # 1 − t⁴ (35 − 84 t + 70 t² − 20 t³), in few passes over the array
+    minus_84, one, thirty_five = torch.tensor([[-84.0], [1.0], [35.0]], dtype=t.dtype, device=t.device).unbind()
+    polynomial = torch.addcmul(minus_84, torch.rsub(t, 70.0, alpha=20.0), t)
+    polynomial = torch.addcmul(thirty_five, polynomial, t)
     t2 = t * t
-    return 1.0 - t2 * t2 * (35.0 - 84.0 * t + 70.0 * t2 - 20.0 * t2 * t)
+    return torch.addcmul(one, polynomial * t2, t2, value=-1.0)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -7,16 +7,11 @@ weight)
     L_i = q_i + u_i·∇ + ½ Q_i:∇∇ .
 
 In fractional coordinates s = r·A⁻¹ (rows of A are the cell vectors) k·r = 2π h·s with integers h, and e^{ik·r} is a
-product of one factor per axis. The sum over atoms then is one matrix product of an (axis 1 × axis 2) table with an axis
-3 table,
-
-    T[(h₁h₂), h₃] = Σ_i Σ_p ( Xᵢᵀ Mᵢᵖ Yᵢ )[h₁, h₂] · Zᵢᵖ[h₃] ,
-
-with X, Y, Z the real tables (cos 2πhs, sin 2πhs) for h ≥ 0 and their first and second derivatives in s, and M the
-multipoles in fractional coordinates. A table of all atoms and all k is never made. The eight products of cosines and
-sines give S(±h₁, ±h₂, ±h₃) by sums and differences; half of them, those with +h₁, are enough as S(−k) = S(k)*.
-Potentials and their derivatives at the atoms are the transpose of the same map, which makes the operator self-adjoint
-to rounding.
+product of one factor per axis. L becomes a polynomial in ∂/∂s, its coefficients linear in q, u, Q; that and the sums
+over atoms of products of cosines and sines for h ≥ 0 are `farfield.electrostatics.separable`. A table of all atoms and
+all k is never made. The eight products of cosines and sines give S(±h₁, ±h₂, ±h₃) by sums and differences; half of
+them, those with +h₁, are enough as S(−k) = S(k)*. Potentials and their derivatives at the atoms are the transpose of
+the same map, which makes the operator self-adjoint to rounding.
 """
 
 from __future__ import annotations
@@ -28,8 +23,7 @@ from torch import Tensor
 
 from farfield.electrostatics.boundary import Truncation, kernel_factor
 from farfield.electrostatics.cutoff import switch
-from farfield.electrostatics.trilinear import triple_contract, triple_sum
-from farfield.electrostatics.waves import wave_tables
+from farfield.electrostatics.separable import WaveTables, moments, multi_indices, structure_factors
 from farfield.units import INVERSE_TWO_EPSILON_0
 
 #: Signs (σ₂, σ₃) of h₂ and h₃ in the four octants with h₁ ≥ 0.
@@ -37,15 +31,15 @@ _OCTANTS = ((1, 1), (1, -1), (-1, 1), (-1, -1))
 
 
 def _octant_matrix() -> list[list[float]]:
-    """Matrix from the products of cosines (0) and sines (1), numbered 4a+2b+c, to Re S, Im S of the octants."""
+    """Matrix from the products of cosines (0) and sines (1), numbered 4c+2b+a, to Re S, Im S of the octants."""
     rows = []
     for s2, s3 in _OCTANTS:
         real = [0.0] * 8
-        real[0b000], real[0b011], real[0b110], real[0b101] = 1.0, -s2 * s3, -s2, -s3
+        real[0b000], real[0b110], real[0b011], real[0b101] = 1.0, -s2 * s3, -s2, -s3
         rows.append(real)
     for s2, s3 in _OCTANTS:
         imaginary = [0.0] * 8
-        imaginary[0b100], imaginary[0b010], imaginary[0b001], imaginary[0b111] = 1.0, s2, s3, -s2 * s3
+        imaginary[0b001], imaginary[0b010], imaginary[0b100], imaginary[0b111] = 1.0, s2, s3, -s2 * s3
         rows.append(imaginary)
     return rows
 
@@ -76,14 +70,15 @@ def reciprocal_weights(
     -------
     Tensor
         Shape (members, 4, (n₁+1)(n₂+1)(n₃+1)) (eV/e²): octants with signs (+,±,±) of h. Where all members share one
-        fixed cell there is only one row, for all of them.
+        fixed cell, periodic along all axes, there is only one row, for all of them.
     """
     device = cell.device
     # Not on a GPU, which the comparison would hold up.
-    if device.type == "cpu" and not cell.requires_grad and all(_alike(part) for part in (cell, smearing, cutoff)):
+    fixed = truncation is None and device.type == "cpu" and not cell.requires_grad
+    if fixed and all(_alike(part) for part in (cell, smearing, cutoff)):
         cell, smearing, cutoff = cell[:1], smearing[:1], cutoff[:1]
-    axes = [torch.arange(n + 1, dtype=cell.dtype, device=device) for n in ranges]
-    grid = torch.cartesian_prod(*axes)
+    axes = [torch.arange(n + 1, dtype=cell.dtype, device=device) for n in reversed(ranges)]
+    grid = torch.cartesian_prod(*axes).flip(1)
     signs = torch.tensor([[1.0, *pair] for pair in _OCTANTS], dtype=cell.dtype, device=device)
     h = (grid[None] * signs[:, None]).reshape(-1, 3)
     # Every k and −k are one term; a zero index makes two octants coincide.
@@ -138,46 +133,35 @@ class _Quadratic(torch.autograd.Function):
         return structure * (weights * (2.0 * gradient)), on_weights
 
 
-def _fractional_multipoles(
-    dipoles: Tensor | None, quadrupoles: Tensor | None, inverse: Tensor
-) -> tuple[Tensor | None, Tensor | None]:
-    """Dipoles and quadrupoles in fractional coordinates, so that u·∇ and Q:∇∇ act on s."""
-    u = None if dipoles is None else dipoles @ inverse
-    q = None if quadrupoles is None else inverse.mT[:, None] @ quadrupoles @ inverse[:, None]
-    return u, q
+#: Second derivatives as the upper triangle of multi_indices(2), and the entries of a matrix that make each of them.
+_SECOND = {
+    p: [3 * a + b for a in range(3) for b in range(3) if p == tuple((axis == a) + (axis == b) for axis in range(3))]
+    for p in multi_indices(2)[4:]
+}
 
 
-def _weighted_waves(
-    charges: Tensor, dipoles: Tensor | None, quadrupoles: Tensor | None, y: tuple[Tensor, ...], levels: int
-) -> list[Tensor]:
-    """Fold the multipoles into the waves of the second axis: what goes with ∂₁^p₁ ∂₃^p₃ for every p₁ + p₃ < levels.
+def _multipole_map(inverse: Tensor, level: int) -> Tensor:
+    """Matrices from (q, u, Q) to the coefficients of the fractional derivatives in L = q + u·∇ + ½ Q:∇∇.
 
-    L = q + u·∇ + ½ Q:∇∇ in fractional coordinates is sorted by the powers of ∂₃ and ∂₁; those of ∂₂ act on ``y``.
-    One tensor (members, slots, levels − p₃, 2(n₂ + 1)) for each p₃.
+    With ∇_a = Σ_α (A⁻¹)_aα ∂_α; their transpose takes the derivatives of a potential to (φ, ∇φ, ½∇∇φ).
+    Shape (members, 1 + 3 + 9, 10), less for a lower level.
     """
-    if levels == 1:
-        return [(charges[..., None] * y[0])[:, :, None]]
-    q = charges[..., None]
-    u = torch.zeros_like(q).expand(*charges.shape, 3) if dipoles is None else dipoles
-    u1, u2, u3 = u.split(1, -1)
-    rows = [[q * y[0] + u2 * y[1], u1 * y[0]], [u3 * y[0]]]
-    if levels == 3:
-        if quadrupoles is None:
-            quadrupoles = torch.zeros_like(q)[..., None].expand(*charges.shape, 3, 3)
-        half = 0.5 * (quadrupoles + quadrupoles.mT).flatten(2)
-        q11, q12, q13, _, q22, q23, _, _, q33 = half.split(1, -1)
-        rows[0][0] = rows[0][0] + 0.5 * q22 * y[2]
-        rows[0][1] = rows[0][1] + q12 * y[1]
-        rows[0].append(0.5 * q11 * y[0])
-        rows[1][0] = rows[1][0] + q23 * y[1]
-        rows[1].append(q13 * y[0])
-        rows.append([0.5 * q33 * y[0]])
-    return [torch.stack(row, 2) for row in rows]
-
-
-def _stacked(waves: tuple[Tensor, ...], levels: int) -> Tensor:
-    """First levels of a table, shape (members, slots, levels, 2(n + 1))."""
-    return waves[0][:, :, None] if levels == 1 else torch.stack(waves[:levels], 2)
+    members = len(inverse)
+    charge = inverse.new_ones(members, 1, 1)
+    if level == 0:
+        return charge
+    blocks = [charge, inverse]
+    if level == 2:
+        # Q_ab ∂_α∂_β (A⁻¹)_aα (A⁻¹)_bβ
+        twice = torch.einsum("mai,mbj->mabij", inverse, inverse).reshape(members, 9, 9)
+        blocks.append(0.5 * torch.stack([twice[:, :, places].sum(2) for places in _SECOND.values()], 2))
+    rows = []
+    width = sum(block.shape[2] for block in blocks)
+    start = 0
+    for block in blocks:
+        rows.append(torch.nn.functional.pad(block, (start, width - start - block.shape[2])))
+        start += block.shape[2]
+    return torch.cat(rows, 1)
 
 
 class EwaldGeometry:
@@ -217,34 +201,31 @@ class EwaldGeometry:
         truncation: Truncation | None = None,
     ) -> None:
         dtype = positions.dtype
-        self.dtype, self.source_levels, self.field_levels = dtype, source_levels, field_levels
+        self.source_level, self.field_level = source_levels - 1, field_levels - 1
         # Phases and weights in float64: a large cell has phases of many turns, which float32 would blur.
         reduced = basis @ cell.double()
         inverse = torch.linalg.inv(reduced)
         fractional = positions.double() @ inverse
         fractional = fractional - torch.round(fractional.detach())
-        self.inverse = inverse.to(dtype)
         self.weights = reciprocal_weights(reduced, smearing, ranges, cutoff, truncation).to(dtype)
-        levels = max(source_levels, field_levels)
-        self.x, self.y, self.z = (
-            wave_tables(coordinate, n, levels, dtype)
-            for coordinate, n in zip(fractional.unbind(-1), ranges, strict=True)
-        )
+        self.fractional = fractional
+        self.tables = WaveTables(fractional, ranges, dtype)
         self.octants = torch.tensor(_octant_matrix(), dtype=dtype, device=positions.device)
-        self._grid = tuple(n + 1 for n in ranges)
+        self._map = _multipole_map(inverse.to(dtype), max(source_levels, field_levels) - 1)
 
     def structure(self, charges: Tensor, dipoles: Tensor | None, quadrupoles: Tensor | None) -> Tensor:
         """Re S and Im S in the four octants, shape (members, 8, k), of padded multipoles (members, slots, …)."""
-        levels = self.source_levels
-        if levels > 1:
-            dipoles, quadrupoles = _fractional_multipoles(dipoles, quadrupoles, self.inverse)
-        weighted = _weighted_waves(charges, dipoles, quadrupoles, self.y, levels)
-        # One sum for each power of ∂₃; the powers of ∂₁ are the rank of a plane.
-        product = triple_sum(_stacked(self.x, levels), weighted[0], self.z[0])
-        for power in range(1, levels):
-            product = product + triple_sum(_stacked(self.x, levels - power), weighted[power], self.z[power])
-        n1, n2, n3 = self._grid
-        product = product.reshape(-1, 2, n3, 2, n1, 2, n2).permute(0, 3, 5, 1, 4, 6, 2)
+        level = self.source_level
+        given = [charges[..., None]]
+        if level > 0:
+            given.append(charges.new_zeros(*charges.shape, 3) if dipoles is None else dipoles)
+        if level > 1:
+            given.append(charges.new_zeros(*charges.shape, 9) if quadrupoles is None else quadrupoles.flatten(2))
+        joined = torch.cat(given, -1)
+        c = joined @ self._map[:, : joined.shape[2], : len(multi_indices(level))]
+        product = structure_factors(self.fractional, c, self.tables, level)
+        n1, n2, n3 = (n + 1 for n in self.tables.ranges)
+        product = product.reshape(-1, 2, n3, 2, n2, 2, n1).permute(0, 1, 3, 5, 2, 4, 6)
         return self.octants @ product.reshape(len(charges), 8, -1)
 
     def energy(self, structure: Tensor) -> Tensor:
@@ -253,25 +234,16 @@ class EwaldGeometry:
 
     def potential(self, structure: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Potential (members, slots), its gradient and second derivatives, self-interaction included."""
-        levels = self.field_levels
+        level = self.field_level
         members = len(structure)
-        n1, n2, n3 = self._grid
+        n1, n2, n3 = (n + 1 for n in self.tables.ranges)
         weights = 2.0 * torch.cat((self.weights, self.weights), 1)
-        adjoint = (self.octants.mT @ (weights * structure)).reshape(members, 2, 2, 2, n1, n2, n3)
-        adjoint = adjoint.permute(0, 3, 6, 1, 4, 2, 5).reshape(members, 2 * n3, 4 * n1 * n2)
-        # d[p₃][…, p₁, p₂], as far as p₁, p₂ < levels − p₃
-        d = []
-        for power in range(levels):
-            columns = triple_contract(adjoint, _stacked(self.y, levels - power), self.z[power])
-            d.append(_stacked(self.x, levels - power) @ columns.mT)
-        value = d[0][..., 0, 0]
-        gradient = second = None
-        if levels > 1:
-            first = torch.stack((d[0][..., 1, 0], d[0][..., 0, 1], d[1][..., 0, 0]), -1)
-            gradient = first @ self.inverse.mT
-        if levels > 2:
-            xx, yy, zz = d[0][..., 2, 0], d[0][..., 0, 2], d[2][..., 0, 0]
-            xy, xz, yz = d[0][..., 1, 1], d[1][..., 1, 0], d[1][..., 0, 1]
-            matrix = torch.stack((xx, xy, xz, xy, yy, yz, xz, yz, zz), -1).unflatten(-1, (3, 3))
-            second = self.inverse[:, None] @ matrix @ self.inverse.mT[:, None]
-        return value, gradient, second
+        adjoint = (self.octants.mT @ (weights * structure)).reshape(members, 2, 2, 2, n3, n2, n1)
+        adjoint = adjoint.permute(0, 1, 4, 2, 5, 3, 6).reshape(members, 2 * n3, -1)
+        d = moments(adjoint, self.fractional, self.tables, level)
+        found = d @ self._map[:, : (1, 4, 13)[level], : d.shape[2]].mT
+        return (
+            found[..., 0],
+            found[..., 1:4] if level > 0 else None,
+            2.0 * found[..., 4:].unflatten(-1, (3, 3)) if level > 1 else None,
+        )

@@ -5,6 +5,21 @@ from __future__ import annotations
 import numpy as np
 
 
+def reduced_bases(cells: np.ndarray, periodic: int = 3) -> np.ndarray:
+    """`reduced_basis` of many cells (n, 3, 3): at once for those that need no more than the order of their vectors."""
+    if periodic < 3:
+        return np.stack([reduced_basis(cell, periodic) for cell in cells])
+    order = np.argsort((cells**2).sum(axis=2), axis=1, kind="stable")
+    bases = np.eye(3)[order]
+    a, b, c = (bases @ cells).transpose(1, 0, 2)
+    gram = np.einsum("xnd,ynd->xyn", (a, b, c), (a, b, c))
+    steps = [np.abs(gram[i, j]) > (0.5 + 1e-9) * gram[j, j] for i, j in ((1, 0), (2, 0), (2, 1))]
+    shorter = [((c + i * a + j * b) ** 2).sum(axis=1) < gram[2, 2] * (1 - 1e-9) for i in (1, -1) for j in (1, -1)]
+    for index in np.flatnonzero(np.any(steps + shorter, axis=0)):
+        bases[index] = reduced_basis(cells[index])
+    return bases
+
+
 def reduced_basis(cell: np.ndarray, periodic: int = 3) -> np.ndarray:
     """Find an integer matrix whose rows make a pairwise-reduced basis of the lattice, ordered by length.
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from farfield.atoms.batch import AtomicBatch
 from farfield.electrostatics.boundary import Truncation, make_truncation
 from farfield.electrostatics.cutoff import reduced_cutoff, self_factors
-from farfield.electrostatics.lattice import reduced_basis
+from farfield.electrostatics.lattice import reduced_bases
 
 #: A system joins a group while its padded cost stays below this multiple of its own.
 _WASTE = 2.5
@@ -255,7 +255,7 @@ def _ewald_groups(
         positions = padding.gather(batch.positions.detach().to("cpu", torch.float64))
         sigma = torch.from_numpy(smearing[systems])
         truncation, cells = make_truncation(positions, padding.mask, cells, pbc[systems], sigma)
-    basis = np.stack([reduced_basis(cell, dimension) for cell in cells.numpy()])
+    basis = reduced_bases(cells.numpy(), dimension)
     lengths = np.linalg.norm(basis @ cells.numpy(), axis=2)
     cutoffs = np.array([[reduced_cutoff(accuracy, order, float(smearing[i])) for i in systems] for order in range(3)])
     factors = np.array([[self_factors(cutoff) for cutoff in of_order] for of_order in cutoffs])
