@@ -51,6 +51,14 @@ def test_each_kernel_is_the_derivative_of_the_one_before():
         torch.testing.assert_close(curvature, 0.25 * higher[n + 2] if n < 4 else None, rtol=1e-12, atol=0)
 
 
+def test_pairs_in_any_layout_of_memory():
+    squared = torch.linspace(0.0, 5.0, 12, dtype=torch.float64).reshape(3, 4)
+    exponent = torch.tensor(0.7, dtype=torch.float64)
+    plain, turned = (gaussian_kernels(x, exponent, 3) for x in (squared, squared.T.contiguous().T))
+    for a, b in zip(plain, turned, strict=True):
+        assert torch.equal(a, b)
+
+
 def test_values_at_one_point():
     a = 0.9
     kernels = gaussian_kernels(torch.zeros(1, dtype=torch.float64), torch.tensor(a, dtype=torch.float64), 5)

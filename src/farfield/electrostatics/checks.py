@@ -76,6 +76,8 @@ def check_batch_values(batch: AtomicBatch) -> None:
                 "the atoms"
             )
     periodic = batch.pbc.cpu()
+    if not bool(periodic.any()):
+        return
     cells = batch.cell.detach().to("cpu", torch.float64)
     doubtful = periodic.any(dim=1) & ~(periodic.all(dim=1) & _surely_good(cells))
     for system in doubtful.nonzero().squeeze(1).tolist():

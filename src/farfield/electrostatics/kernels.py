@@ -82,7 +82,8 @@ def _boys_far(y: Tensor, highest: int) -> list[Tensor]:
 
 def _tabulate(squared_distance: Tensor, exponent: Tensor, highest: int) -> list[Tensor]:
     """B_0 … B_highest, without a graph."""
-    y = squared_distance * exponent**2
+    # A plain layout: the values of close pairs are written through flat views.
+    y = squared_distance.contiguous() * exponent**2
     limit = series_limit(highest)
     near = y < limit
     values = _boys_far(y.clamp(min=limit), highest)

@@ -10,12 +10,13 @@ pass through those, the derivative of E' = Σ h_i φ_i + Σ H_i·∂E/∂r_i for
     ∂E'/∂q_i = Σ_j [ h_j B_0 − q_j B_1 R·(H_i − H_j) ] ,
     ∂E'/∂r_i = Σ_j [ q_i q_j B_2 R·(H_i − H_j) − (h_i q_j + q_i h_j) B_1 ] R − q_i q_j B_1 (H_i − H_j) .
 
-All pair arrays live in blocks of rows, so memory grows with the atoms and not with the pairs.
+Each pair is visited once: atom i meets i + s (cyclically) for the offsets s = 1 … n/2, so pairs stand in rectangles
+(offsets, atoms) whose second atoms are shifted views of the first; for even n the last offset meets each pair twice and
+counts half. All pair arrays live in blocks of offsets, so memory grows with the atoms and not with the pairs.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
@@ -24,63 +25,73 @@ from torch import Tensor
 from farfield.electrostatics.kernels import gaussian_kernels
 from farfield.units import COULOMB_CONSTANT
 
-#: Pairs in a block: arrays of half a MiB in float64, small against the cost of calling; more on an accelerator.
-_BLOCK = {"cpu": 1 << 16}
+#: Pairs in a block: arrays of a quarter MiB in float64, small against the cost of calling; more on an accelerator.
+_BLOCK = {"cpu": 1 << 15}
 _BLOCK_ELSEWHERE = 1 << 24
 
 
-def _blocks(charges: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Slices of members and rows whose pairs fill a block."""
+class _Pairs:
+    """Some members, and their pairs at the offsets first … last."""
+
+    def __init__(self, members: slice, first: int, last: int, slots: int) -> None:
+        self.members, self.slots = members, slots
+        self._first, self._last = first, last
+
+    def others(self, values: Tensor) -> Tensor:
+        """Values of the second atoms, (members, …, offsets, atoms), from those of all atoms, (members, …, atoms)."""
+        twice = torch.cat((values, values[..., : self._last]), -1)
+        # Laid out plainly: of a view with overlapping rows, torch would make sums in any order of dimensions.
+        return twice.unfold(-1, self.slots, 1)[..., self._first : self._last + 1, :].contiguous()
+
+    def add_to_others(self, values: Tensor) -> Tensor:
+        """Sum what pairs give to their second atoms: the transpose of `others`, (members, …, atoms)."""
+        offsets = self._last - self._first + 1
+        # Rows that are read one number shorter than they were written are shifted by one more each.
+        rows = torch.nn.functional.pad(values, (0, offsets)).flatten(-2)[..., :-offsets]
+        sums = rows.unflatten(-1, (offsets, self.slots + offsets - 1)).sum(-2)
+        sums = torch.cat((sums[..., : offsets - 1] + sums[..., self.slots :], sums[..., offsets - 1 : self.slots]), -1)
+        return sums.roll(self._first, -1)
+
+    def kernels(self, bond: Tensor, exponent: Tensor, highest: int) -> tuple[Tensor, ...]:
+        """B_n of bonds (members, 3, offsets, atoms), times one half where pairs are met twice."""
+        x, y, z = bond.unbind(1)
+        squared = torch.addcmul(torch.addcmul(x * x, y, y), z, z)
+        kernels = gaussian_kernels(squared, exponent[:, None, None], highest)
+        if 2 * self._last != self.slots:
+            return kernels
+        share = torch.ones(self._last - self._first + 1, 1, dtype=bond.dtype, device=bond.device)
+        share[-1] = 0.5
+        return tuple(kernel * share for kernel in kernels)
+
+
+def _blocks(charges: Tensor) -> Iterator[_Pairs]:
+    """Blocks of pairs of all members."""
     members, slots = charges.shape
     size = _BLOCK.get(charges.device.type, _BLOCK_ELSEWHERE)
-    if slots * slots <= size:
-        step = max(1, size // (slots * slots))
-        for first in range(0, members, step):
-            yield slice(first, first + step), slice(None)
+    offsets = slots // 2
+    if offsets == 0:
         return
-    step = max(1, size // slots)
-    for member in range(members):
-        for first in range(0, slots, step):
-            yield slice(member, member + 1), slice(first, first + step)
-
-
-def _differences(values: Tensor, member: slice, row: slice) -> Tensor:
-    """v_i − v_j of the rows i of a block with all j, components first: (3, members, rows, slots)."""
-    block = values[member].permute(2, 0, 1)
-    return block[:, :, row, None] - block[:, :, None, :]
-
-
-def _kernels(bond: Tensor, exponent: Tensor, highest: int) -> tuple[Tensor, ...]:
-    """B_n of a block, also between an atom and itself: there R = 0, so that only B_0 has to be taken off again."""
-    squared = bond[0] * bond[0]
-    squared = torch.addcmul(torch.addcmul(squared, bond[1], bond[1]), bond[2], bond[2])
-    return gaussian_kernels(squared, exponent[:, None, None], highest)
-
-
-def _without_self(by_charge: Tensor, charges: Tensor, exponent: Tensor) -> Tensor:
-    """Σ_j B_0 q_j less the term j = i, B_0(0) = 2a/√π."""
-    return by_charge - charges * (exponent * (2.0 / math.sqrt(math.pi)))[:, None]
-
-
-def _pulls(weights: Tensor, columns: Tensor, row: slice) -> tuple[Tensor, ...]:
-    """Σ_j w_ij (v_i − v_j) of each row for vectors v side by side in ``columns`` (members, slots, 3 per vector)."""
-    product = weights @ torch.cat((columns, torch.ones_like(columns[..., :1])), -1)
-    return (product[..., -1:] * columns[:, row] - product[..., :-1]).split(3, -1)
+    group = max(1, size // (offsets * slots))
+    step = max(1, min(offsets, size // slots))
+    for first in range(0, members, group):
+        for offset in range(1, offsets + 1, step):
+            yield _Pairs(slice(first, first + group), offset, min(offset + step - 1, offsets), slots)
 
 
 def _first(positions: Tensor, charges: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Energy of each member, ∂E/∂r and ∂E/∂q."""
-    by_position = torch.empty_like(positions)
-    by_charge = torch.empty_like(charges)
-    # Sums over weighted positions, below, keep more digits about a point within the system.
-    positions = positions - positions.mean(1, keepdim=True)
-    for member, row in _blocks(charges):
-        q = charges[member]
-        zeroth, first = _kernels(_differences(positions, member, row), exponent[member], 1)
-        by_charge[member, row] = (zeroth @ q[..., None]).squeeze(-1)
-        (pull,) = _pulls(first * q[:, None, :], positions[member], row)
-        by_position[member, row] = pull * -q[:, row, None]
-    by_charge = COULOMB_CONSTANT * _without_self(by_charge, charges, exponent)
+    by_position = torch.zeros_like(positions)
+    by_charge = torch.zeros_like(charges)
+    for pairs in _blocks(charges):
+        q, r = charges[pairs.members], positions[pairs.members].mT
+        bond = pairs.others(r) - r[:, :, None]
+        zeroth, first = pairs.kernels(bond, exponent[pairs.members], 1)
+        other = pairs.others(q)
+        # What a pair gives to its first atom, and to its second.
+        pull = bond * (first * other * q[:, None])[:, None]
+        by_position[pairs.members] += (pull.sum(2) - pairs.add_to_others(pull)).mT
+        by_charge[pairs.members] += (zeroth * other).sum(1) + pairs.add_to_others(zeroth * q[:, None])
+    by_charge *= COULOMB_CONSTANT
     by_position *= COULOMB_CONSTANT
     energy = 0.5 * (charges * by_charge).sum(1, dtype=torch.float64)
     return energy, by_position, by_charge
@@ -90,28 +101,32 @@ def _second(
     positions: Tensor, charges: Tensor, exponent: Tensor, along_position: Tensor, along_charge: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Derive E' along given directions in r and q; differentiable itself, where a third order is asked for."""
-    blocks: dict[int, list[tuple[Tensor, Tensor]]] = {}
-    positions = positions - positions.mean(1, keepdim=True)
-    own = (positions * along_position).sum(-1, keepdim=True)
-    one = torch.ones_like(own)
-    # R·(H_i − H_j) as one matrix product over the atoms' own vectors.
-    left = torch.cat((positions, along_position, own, one), -1)
-    right = torch.cat((-along_position, -positions, one, own), -1)
-    both = torch.cat((positions, along_position), -1)
-    for member, row in _blocks(charges):
-        q, h = charges[member], along_charge[member]
-        zeroth, first, second = _kernels(_differences(positions, member, row), exponent[member], 2)
-        advance = left[member, row] @ right[member].mT
-        by_charge = (zeroth @ h[..., None] - (first * advance) @ q[..., None]).squeeze(-1)
-        # Rows carry q_i or h_i outside the sums over j.
-        other, slide = _pulls(first * q[:, None, :], both[member], row)
-        (stretch,) = _pulls(second * advance * q[:, None, :] - first * h[:, None, :], positions[member], row)
-        by_position = q[:, row, None] * (stretch - slide) - h[:, row, None] * other
-        blocks.setdefault(member.start or 0, []).append((by_position, by_charge))
-    rows = [[torch.cat(parts, 1) for parts in zip(*block, strict=True)] for block in blocks.values()]
-    by_position, by_charge = (torch.cat(parts) for parts in zip(*rows, strict=True))
-    by_charge = _without_self(by_charge, along_charge, exponent)
-    return COULOMB_CONSTANT * by_position, COULOMB_CONSTANT * by_charge
+    by_position: dict[int, Tensor] = {}
+    by_charge: dict[int, Tensor] = {}
+    for pairs in _blocks(charges):
+        q, r = charges[pairs.members], positions[pairs.members].mT
+        h, slide = along_charge[pairs.members], along_position[pairs.members].mT
+        bond, change = pairs.others(r) - r[:, :, None], pairs.others(slide) - slide[:, :, None]
+        zeroth, first, second = pairs.kernels(bond, exponent[pairs.members], 2)
+        other_q, other_h = pairs.others(q), pairs.others(h)
+        q, h = q[:, None], h[:, None]
+        product = q * other_q
+        advance = (bond * change).sum(1)
+        # ∂E'/∂(r_j − r_i) of each pair
+        along = second * advance * product - first * (h * other_q + other_h * q)
+        stretch = along[:, None] * bond - (first * product)[:, None] * change
+        slope = first * advance
+        on_position = (pairs.add_to_others(stretch) - stretch.sum(2)).mT
+        on_charge = (zeroth * other_h - slope * other_q).sum(1) + pairs.add_to_others(zeroth * h - slope * q)
+        start = pairs.members.start
+        by_position[start] = by_position[start] + on_position if start in by_position else on_position
+        by_charge[start] = by_charge[start] + on_charge if start in by_charge else on_charge
+    if not by_charge:
+        return torch.zeros_like(positions), torch.zeros_like(charges)
+    return (
+        COULOMB_CONSTANT * torch.cat(list(by_position.values())),
+        COULOMB_CONSTANT * torch.cat(list(by_charge.values())),
+    )
 
 
 class _Energy(torch.autograd.Function):

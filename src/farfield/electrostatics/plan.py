@@ -157,17 +157,20 @@ def _group_by_cost(costs: np.ndarray, measures: np.ndarray) -> list[list[int]]:
     largest.
     """
     groups: list[list[int]] = []
-    largest = np.zeros(measures.shape[1])
-    for index in np.argsort(-costs, kind="stable"):
-        if costs[index] == 0:
+    # Plain numbers: batches are short, and numpy's calls would cost more than the arithmetic.
+    lengths, cost_of = measures.tolist(), costs.tolist()
+    largest: list[float] = []
+    cheapest = 0.0
+    for index in np.argsort(-costs, kind="stable").tolist():
+        if cost_of[index] == 0:
             continue
-        padded = np.maximum(largest, measures[index])
-        if groups and padded.prod() <= _WASTE * costs[groups[-1]].min(initial=costs[index]):
-            groups[-1].append(int(index))
-            largest = padded
+        padded = [max(pair) for pair in zip(largest or lengths[index], lengths[index], strict=True)]
+        if groups and math.prod(padded) <= _WASTE * min(cheapest, cost_of[index]):
+            groups[-1].append(index)
+            largest, cheapest = padded, min(cheapest, cost_of[index])
         else:
-            groups.append([int(index)])
-            largest = measures[index].astype(float)
+            groups.append([index])
+            largest, cheapest = lengths[index], cost_of[index]
     return [sorted(group) for group in groups]
 
 
