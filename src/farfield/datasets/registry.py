@@ -103,7 +103,7 @@ _SETS = (
         "https://github.com/deepmodeling/deepmd-kit at commit bc902da, examples/water/data",
         "LGPL-3.0",
         "PBE0-TS",
-        "308 frames of 64 water molecules, one trajectory: split it in contiguous blocks",
+        "308 frames of 64 water molecules, one trajectory, shuffled: scripts/order_trajectory.py puts it in order",
     ),
     DataSet(
         "water/wannier",
