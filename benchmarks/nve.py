@@ -1,6 +1,7 @@
 """Energy conservation of a model in molecular dynamics at constant energy.
 
     python benchmarks/nve.py MODEL STRUCTURE [--picoseconds 10] [--step 0.5] [--temperature 300] [--seed 0]
+        [--record nve.csv]
 
 Velocity Verlet in float64 from Maxwell–Boltzmann velocities without drift of the centre of mass. Prints the drift of
 the total energy (slope of a straight line through it, times the length of the run), its fluctuation about that line,
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--step", type=float, default=0.5, help="time step (fs)")
     parser.add_argument("--temperature", type=float, default=300.0, help="of the initial velocities (K)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--record", help="CSV file: time (ps), change of the total energy (meV/atom), temperature (K)")
     options = parser.parse_args()
 
     atoms = ase.io.read(options.structure, index=0)
@@ -38,6 +40,11 @@ def main() -> None:
     atoms.set_velocities(np.random.default_rng(options.seed).normal(size=(len(atoms), 3)) * spread[:, None])
     Stationary(atoms)
 
+    table = None
+    if options.record:  # written as it goes: of a run that is stopped, what there was is left
+        table = open(options.record, "w", buffering=1, encoding="utf-8")  # noqa: SIM115 - open until the process ends
+        table.write("ps,meV/atom,K\n")
+
     energies: list[float] = []
     temperatures: list[float] = []
     dynamics = VelocityVerlet(atoms, options.step * units.fs)
@@ -45,6 +52,9 @@ def main() -> None:
     def record() -> None:
         energies.append(atoms.get_total_energy() / len(atoms) * 1000.0)
         temperatures.append(atoms.get_temperature())
+        if table is not None:
+            time_now = (len(energies) - 1) * options.step / 1000.0
+            table.write(f"{time_now:.6g},{energies[-1] - energies[0]:.6f},{temperatures[-1]:.2f}\n")
         if len(energies) % 1000 == 0:
             now = len(energies) * options.step / 1000.0
             print(f"{now:6.2f} ps  {energies[-1] - energies[0]:+.4f} meV/atom  {temperatures[-1]:.0f} K", flush=True)
