@@ -4,9 +4,9 @@
 
 DATA is a registered set (``water/pbe0ts``) or a file whose frames are of the same atoms in one cell, in any order.
 Where atoms diffuse, the distance between two frames (RMS displacement of the atoms, nearest image) grows with the time
-between them, so that the order can be found from the frames alone. Only then is a block of frames a stretch of time, and
-an error on the last block one on configurations that were not trained on. Which end comes first cannot be known: here
-the half that the file's first frame is in.
+between them, so that the order can be found from the frames alone. Only then is a block of frames a stretch of time,
+and an error on the last block one on configurations that were not trained on. Which end comes first cannot be known:
+here the half that the file's first frame is in.
 
 The order is that of the second eigenvector of the graph Laplacian of exp(−(d/width)²) (spectral seriation; Atkins,
 Boman and Hendrickson, SIAM J. Comput. 28, 297 (1998)), in which stretches are then turned round while that shortens the
