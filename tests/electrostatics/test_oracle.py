@@ -32,7 +32,7 @@ def _setup(system):
     return batch, Multipoles(tensor("charges"), tensor("dipoles"), tensor("quadrupoles"))
 
 
-@pytest.mark.parametrize("method", ["auto", "ewald"])
+@pytest.mark.parametrize("method", ["auto", "ewald", "mesh"])
 def test_every_system_agrees(oracle, method):
     systems = _load(oracle)
     assert {sum(system["pbc"]) for system in systems} == {0, 1, 2, 3}

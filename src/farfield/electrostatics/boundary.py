@@ -198,7 +198,9 @@ def padded_cell(cell: Tensor, truncation: Truncation) -> Float[Tensor, "members 
     return torch.cat((periodic, directions * truncation.lengths[:, count:, None].to(cell.dtype)), 1)
 
 
-def kernel_factor(h: Tensor, cell: Tensor, truncation: Truncation) -> tuple[Tensor, Tensor]:
+def kernel_factor(
+    h: Tensor, cell: Tensor, truncation: Truncation, crossed: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """k² and the kernel over 4π of every reciprocal vector of padded cells.
 
     Parameters
@@ -209,6 +211,9 @@ def kernel_factor(h: Tensor, cell: Tensor, truncation: Truncation) -> tuple[Tens
         Padded cells (Å), float64, shape (members, 3, 3).
     truncation
         How the kernel ends.
+    crossed
+        Indices along the periodic axes that enter products of two of them, shape (k, periodic); by default those of
+        ``h``.
 
     Returns
     -------
@@ -223,7 +228,11 @@ def kernel_factor(h: Tensor, cell: Tensor, truncation: Truncation) -> tuple[Tens
     if count:
         rows = cell[:, :count]
         metric = torch.linalg.inv(rows @ rows.mT) * (2.0 * math.pi) ** 2
-        parallel_squared = torch.einsum("ka,mab,kb->mk", h[:, :count], metric, h[:, :count])
+        along = h[:, :count]
+        parallel_squared = torch.einsum("ka,maa->mk", along.square(), metric)
+        if count == 2:
+            mixed = along if crossed is None else crossed
+            parallel_squared = parallel_squared + 2.0 * metric[:, 0, 1, None] * (mixed[:, 0] * mixed[:, 1])
     else:
         parallel_squared = torch.zeros_like(across_squared)
     flat = (h[:, :count] == 0).all(-1)

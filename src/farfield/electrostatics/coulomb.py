@@ -26,7 +26,7 @@ from farfield.electrostatics.operator import CoulombOperator, multipole_order, p
 from farfield.electrostatics.plan import CoulombPlan, make_plan
 
 _BACKGROUNDS = ("gaussian", "point")
-_METHODS = ("auto", "open", "ewald")
+_METHODS = ("auto", "open", "ewald", "mesh")
 _OUTPUTS = ("all", "energy")
 
 
@@ -81,8 +81,8 @@ class Coulomb:
     smearing
         Width σ of the Gaussians (Å): a number, or one per system, shape (systems,). No gradient in it.
     accuracy
-        Relative RMS error of the forces that the reciprocal sum may have; the cutoff in k follows from it, from σ and
-        from the highest multipoles given. Open systems are summed exactly.
+        Relative RMS error of the forces that the reciprocal sum may have; the cutoff in k or the mesh and its splines
+        follow from it, from σ and from the highest multipoles given. Open systems are summed exactly.
     background
         What neutralizes a charged cell that is periodic along all axes: ``"gaussian"`` leaves out k = 0, a uniform
         background as the Gaussians see it; ``"point"`` adds −π k_e σ² Q²/V, which makes the energy comparable with
@@ -90,8 +90,9 @@ class Coulomb:
     self_interaction
         Keep the interaction of each Gaussian with itself, k_e/√(2π) [q²/σ + u²/(3σ³) + Q:Q/(10σ⁵)].
     method
-        ``"auto"`` chooses by each system's ``pbc``; ``"ewald"`` sums open systems in reciprocal space too; ``"open"``
-        refuses batches with any periodic system.
+        ``"auto"`` takes for each system what reaches the accuracy soonest: a direct sum (open systems), Ewald's, or a
+        particle mesh, by size and boundary (`farfield.electrostatics.cost`). ``"ewald"`` and ``"mesh"`` sum open
+        systems in reciprocal space, too; ``"open"`` refuses batches with any periodic system.
 
     Raises
     ------
@@ -201,7 +202,7 @@ class Coulomb:
             smearing = self.smearing.numpy()
         else:
             smearing = np.full(batch.n_systems, float(self.smearing))
-        return make_plan(batch, smearing, self.accuracy, direct=self.method != "ewald")
+        return make_plan(batch, smearing, self.accuracy, self.method)
 
     def __call__(
         self,

@@ -17,10 +17,11 @@ from farfield.atoms.batch import AtomicBatch
 from farfield.electrostatics.boundary import check_room, padded_cell
 from farfield.electrostatics.checks import check_multipole_shapes
 from farfield.electrostatics.ewald import EwaldGeometry
+from farfield.electrostatics.mesh import MeshGeometry, influence
 from farfield.electrostatics.multipoles import Multipoles
 from farfield.electrostatics.open_charges import open_charge_energy
 from farfield.electrostatics.open_sum import OpenGeometry
-from farfield.electrostatics.plan import CoulombPlan, EwaldGroup, OpenGroup, Padding
+from farfield.electrostatics.plan import CoulombPlan, EwaldGroup, MeshGroup, OpenGroup, Padding
 from farfield.units import COULOMB_CONSTANT
 
 #: 2 k_e/√(2π): potential of a unit Gaussian charge of σ = 1 Å at its own centre (V·Å/e).
@@ -119,50 +120,53 @@ class _OpenSum:
         return energy
 
 
-class _EwaldSum:
-    """A group of systems summed in reciprocal space."""
+class _ReciprocalSum:
+    """Systems summed in reciprocal space: what Ewald and the mesh have in common.
+
+    Parameters
+    ----------
+    group
+        The systems.
+    batch
+        Their batch.
+    background
+        As in `Coulomb`.
+    factors
+        Shares of the self-energy that the sum holds and that are subtracted, (members, 3); None to keep them.
+    """
 
     def __init__(
-        self,
-        group: EwaldGroup,
-        batch: AtomicBatch,
-        order: int,
-        levels: int,
-        background: str,
-        self_interaction: bool,
+        self, group: EwaldGroup | MeshGroup, batch: AtomicBatch, background: str, factors: Tensor | None
     ) -> None:
         self.padding = group.padding
         cell = batch.cell.index_select(0, group.padding.systems)
-        positions = group.padding.gather(batch.positions)
+        self._positions = group.padding.gather(batch.positions)
         truncation = group.truncation
         if truncation is not None:
-            if positions.device.type == "cpu":  # elsewhere it would wait for the device
-                check_room(positions, group.padding.mask, cell, group.padding.systems, truncation)
+            if self._positions.device.type == "cpu":  # elsewhere it would wait for the device
+                check_room(self._positions, group.padding.mask, cell, group.padding.systems, truncation)
             cell = padded_cell(cell.double(), truncation)
-        self._geometry = EwaldGeometry(
-            positions,
-            cell,
-            group.basis,
-            group.smearing,
-            group.ranges[order],
-            group.cutoffs[order],
-            source_levels=order + 1,
-            field_levels=levels,
-            truncation=truncation,
-        )
-        self._smearing = group.smearing.to(positions.dtype)[:, None]
-        self._factors = None if self_interaction else group.self_factors[order].to(positions.dtype)
+        self._cell = cell
+        dtype = self._positions.dtype
+        self._smearing = group.smearing.to(dtype)[:, None]
+        self._factors = None if factors is None else factors.to(dtype)
         # −π k_e σ² Q²/V turns the background that neutralizes Gaussians into the one of point charges.
         self._shift = None
         if background == "point" and truncation is None:
             volume = torch.linalg.det(cell.double()).abs()
             self._shift = -math.pi * COULOMB_CONSTANT * group.smearing**2 / volume
 
+    def _sum_potential(self, multipoles: Multipoles) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        raise NotImplementedError
+
+    def _sum_energy(self, multipoles: Multipoles) -> Tensor:
+        raise NotImplementedError
+
     def potential(self, multipoles: Multipoles) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        q, u, t = multipoles.charges, multipoles.dipoles, multipoles.quadrupoles
-        value, gradient, second = self._geometry.potential(self._geometry.structure(q, u, t))
+        value, gradient, second = self._sum_potential(multipoles)
         second = None if second is None else traceless(second)
         if self._shift is not None:
+            q = multipoles.charges
             value = value + ((2.0 * self._shift).to(q.dtype) * q.sum(1))[:, None]
         if self._factors is not None:
             own = _self_potential(multipoles, self._smearing, self._factors)
@@ -170,14 +174,101 @@ class _EwaldSum:
         return value, gradient, second
 
     def energy(self, multipoles: Multipoles) -> Tensor:
-        q, u, t = multipoles.charges, multipoles.dipoles, multipoles.quadrupoles
-        energy = self._geometry.energy(self._geometry.structure(q, u, t))
+        energy = self._sum_energy(multipoles)
         if self._shift is not None:
-            energy = energy + self._shift * q.sum(1).double() ** 2
+            energy = energy + self._shift * multipoles.charges.sum(1).double() ** 2
         if self._factors is not None:
             own = _self_potential(multipoles, self._smearing, self._factors)
             energy = energy - pair_energies(multipoles, *own).sum(1, dtype=torch.float64)
         return energy
+
+
+class _EwaldSum(_ReciprocalSum):
+    """A group of systems summed by Ewald."""
+
+    def __init__(
+        self, group: EwaldGroup, batch: AtomicBatch, order: int, levels: int, background: str, self_interaction: bool
+    ) -> None:
+        super().__init__(group, batch, background, None if self_interaction else group.self_factors[order])
+        self._geometry = EwaldGeometry(
+            self._positions,
+            self._cell,
+            group.basis,
+            group.smearing,
+            group.ranges[order],
+            group.cutoffs[order],
+            source_levels=order + 1,
+            field_levels=levels,
+            truncation=group.truncation,
+        )
+
+    def _sum_potential(self, multipoles: Multipoles) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        q, u, t = multipoles.charges, multipoles.dipoles, multipoles.quadrupoles
+        return self._geometry.potential(self._geometry.structure(q, u, t))
+
+    def _sum_energy(self, multipoles: Multipoles) -> Tensor:
+        q, u, t = multipoles.charges, multipoles.dipoles, multipoles.quadrupoles
+        return self._geometry.energy(self._geometry.structure(q, u, t))
+
+
+class _MeshSum(_ReciprocalSum):
+    """One system summed on a mesh."""
+
+    def __init__(
+        self, group: MeshGroup, batch: AtomicBatch, order: int, levels: int, background: str, self_interaction: bool
+    ) -> None:
+        # Of a Gaussian's interaction with itself the mesh holds all but what accuracy allows.
+        super().__init__(group, batch, background, None if self_interaction else group.smearing.new_ones(1, 3))
+        self._geometry = MeshGeometry(
+            self._positions[0],
+            self._cell[0].double(),
+            group.basis[0],
+            _mesh_kernel(group, self._cell, order, self._positions.dtype),
+            group.shapes[order],
+            group.orders[order],
+            source_degree=order,
+            field_degree=levels - 1,
+        )
+
+    def _density(self, multipoles: Multipoles) -> Tensor:
+        dipoles, quadrupoles = multipoles.dipoles, multipoles.quadrupoles
+        return self._geometry.density(
+            multipoles.charges[0],
+            None if dipoles is None else dipoles[0],
+            None if quadrupoles is None else quadrupoles[0],
+        )
+
+    def _sum_potential(self, multipoles: Multipoles) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        value, gradient, second = self._geometry.potential(self._density(multipoles))
+        return (
+            value[None],
+            None if gradient is None else gradient[None],
+            None if second is None else second[None],
+        )
+
+    def _sum_energy(self, multipoles: Multipoles) -> Tensor:
+        return self._geometry.energy(self._density(multipoles))[None]
+
+
+def _mesh_kernel(group: MeshGroup, cell: Tensor, order: int, dtype: torch.dtype) -> Tensor:
+    """Influence function of a system: that of the plan where its cell is still the one of the plan."""
+
+    def make(cell: Tensor) -> Tensor:
+        reduced = group.basis[0] @ cell[0].double()
+        kernel = influence(reduced, group.smearing[0], group.shapes[order], group.orders[order], group.truncation)
+        return kernel.to(dtype)
+
+    if cell.requires_grad and torch.is_grad_enabled():
+        return make(cell)
+    # Comparing cells waits for the device; on others than the CPU making it anew is cheap.
+    if cell.device.type != "cpu" or not torch.equal(cell.double(), group.cell):
+        return make(cell.detach())
+    key = (order, dtype)
+    if key not in group.kernels:
+        # What is made under inference mode could not enter a graph later.
+        with torch.inference_mode(False), torch.no_grad():
+            group.kernels[key] = make(group.cell.clone())
+    return group.kernels[key]
 
 
 class CoulombOperator:
@@ -209,12 +300,14 @@ class CoulombOperator:
     ) -> None:
         self._plan, self._order = plan, order
         self._positions = batch.positions
-        self._sums: list[_OpenSum | _EwaldSum] = [
-            _OpenSum(group, batch, order, levels, self_interaction)
-            if isinstance(group, OpenGroup)
-            else _EwaldSum(group, batch, order, levels, background, self_interaction)
-            for group in plan.groups
-        ]
+        self._sums: list[_OpenSum | _EwaldSum | _MeshSum] = []
+        for group in plan.groups:
+            if isinstance(group, OpenGroup):
+                self._sums.append(_OpenSum(group, batch, order, levels, self_interaction))
+            elif isinstance(group, MeshGroup):
+                self._sums.append(_MeshSum(group, batch, order, levels, background, self_interaction))
+            else:
+                self._sums.append(_EwaldSum(group, batch, order, levels, background, self_interaction))
 
     def __call__(self, multipoles: Multipoles) -> Potentials:
         """Apply A: potential, field and field gradient of the other atoms at each atom.

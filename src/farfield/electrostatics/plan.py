@@ -19,8 +19,13 @@ from torch import Tensor
 
 from farfield.atoms.batch import AtomicBatch
 from farfield.electrostatics.boundary import Truncation, make_truncation
+from farfield.electrostatics.cost import MeshSize, ewald_cost, mesh_size, open_cost
 from farfield.electrostatics.cutoff import reduced_cutoff, self_factors
 from farfield.electrostatics.lattice import reduced_bases
+
+#: Open systems with fewer atoms are summed directly, ones periodic along all axes by Ewald, without another thought.
+_LEAST_OPEN_TO_COMPARE = 500
+_LEAST_PERIODIC_TO_COMPARE = 200
 
 #: A system joins a group while its padded cost stays below this multiple of its own.
 _WASTE = 2.5
@@ -123,6 +128,38 @@ class EwaldGroup:
 
 
 @dataclass(frozen=True, eq=False)
+class MeshGroup:
+    """One system that is summed on a mesh.
+
+    Attributes
+    ----------
+    padding
+        Its atoms, as a block of one member.
+    smearing
+        σ (Å), shape (1,).
+    basis
+        Integer matrix to reduced lattice vectors, shape (1, 3, 3).
+    cell
+        Cell that it was prepared for, padded where it is open (Å), float64, shape (1, 3, 3).
+    shapes, orders
+        For each order of multipoles (charges, dipoles, quadrupoles) the mesh and the order of its splines.
+    truncation
+        How the kernel ends for a system that is open along some axes; None for one periodic along all.
+    kernels
+        Influence functions made so far for ``cell``, by order of multipoles and dtype.
+    """
+
+    padding: Padding
+    smearing: Float[Tensor, " one"]
+    basis: Float[Tensor, "one 3 3"]
+    cell: Float[Tensor, "one 3 3"]
+    shapes: tuple[tuple[int, int, int], ...]
+    orders: tuple[int, ...]
+    truncation: Truncation | None
+    kernels: dict[tuple[int, torch.dtype], Tensor] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
 class CoulombPlan:
     """What `Coulomb.prepare` finds out about a batch; see there.
 
@@ -133,7 +170,7 @@ class CoulombPlan:
     smearing
         σ of each system (Å), float64, shape (systems,).
     groups
-        Groups of systems summed directly and in reciprocal space.
+        Groups of systems summed directly, by Ewald and on a mesh.
     order
         Position of each atom of the batch in the concatenation of the groups, shape (atoms,); None where it is the
         same.
@@ -142,7 +179,7 @@ class CoulombPlan:
     n_atoms: int
     n_systems: int
     smearing: Float[Tensor, " systems"]
-    groups: tuple[OpenGroup | EwaldGroup, ...]
+    groups: tuple[OpenGroup | EwaldGroup | MeshGroup, ...]
     order: Int[Tensor, " atoms"] | None
 
     def to(self, device: torch.device | str) -> CoulombPlan:
@@ -195,7 +232,20 @@ def _padding(members: list[int], counts: np.ndarray, starts: np.ndarray, device:
     )
 
 
-def make_plan(batch: AtomicBatch, smearing: np.ndarray, accuracy: float, *, direct: bool = True) -> CoulombPlan:
+@dataclass(frozen=True, eq=False)
+class _Reciprocal:
+    """Sizes of the reciprocal sums of some systems with the same number of periodic axes."""
+
+    systems: np.ndarray
+    cells: Tensor
+    truncation: Truncation | None
+    basis: np.ndarray
+    lengths: np.ndarray
+    cutoffs: np.ndarray
+    ranges: np.ndarray
+
+
+def make_plan(batch: AtomicBatch, smearing: np.ndarray, accuracy: float, method: str = "auto") -> CoulombPlan:
     """Group the systems of a checked batch and size their sums.
 
     Parameters
@@ -206,8 +256,8 @@ def make_plan(batch: AtomicBatch, smearing: np.ndarray, accuracy: float, *, dire
         σ of each system (Å), shape (systems,).
     accuracy
         Relative RMS force error.
-    direct
-        Sum open systems pair by pair; else in reciprocal space, with the kernel of a cluster.
+    method
+        ``"auto"``, ``"open"``, ``"ewald"`` or ``"mesh"``; see `Coulomb`.
     """
     device = batch.positions.device
     counts = batch.counts.cpu().numpy()
@@ -215,19 +265,42 @@ def make_plan(batch: AtomicBatch, smearing: np.ndarray, accuracy: float, *, dire
     pbc = batch.pbc.cpu().numpy()
     dimensions = pbc.sum(1)
 
-    open_counts = np.where((dimensions == 0) & direct, counts, 0).astype(float)
-    groups: list[OpenGroup | EwaldGroup] = [
+    opened: list[int] = []
+    groups: list[OpenGroup | EwaldGroup | MeshGroup] = []
+    meshed: list[OpenGroup | EwaldGroup | MeshGroup] = []
+    for dimension in (3, 2, 1, 0):
+        alike = np.flatnonzero((dimensions == dimension) & (counts > 0))
+        if dimension == 0 and method in ("auto", "open"):
+            direct = np.full(len(alike), True) if method == "open" else counts[alike] < _LEAST_OPEN_TO_COMPARE
+            opened.extend(alike[direct].tolist())
+            alike = alike[~direct]
+        if not len(alike):
+            continue
+        sizes = _reciprocal_sizes(batch, alike, counts, starts, pbc, smearing, accuracy)
+        by_ewald = []
+        for index, system in enumerate(alike.tolist()):
+            atoms, sigma = int(counts[system]), float(smearing[system])
+            choice = method if method != "auto" else _cheapest(sizes, index, atoms, sigma, accuracy)
+            if choice == "open":
+                opened.append(system)
+            elif choice == "ewald":
+                by_ewald.append(index)
+            else:
+                lengths = tuple(sizes.lengths[index].tolist())
+                meshes = [mesh_size(accuracy, degree, sigma, atoms, lengths) for degree in range(3)]
+                meshed.append(_mesh_group(sizes, index, meshes, _padding([system], counts, starts, device), smearing))
+        groups.extend(_ewald_groups(sizes, by_ewald, counts, starts, smearing, device))
+
+    open_counts = np.zeros(len(counts))
+    open_counts[opened] = counts[opened]
+    direct_groups: list[OpenGroup | EwaldGroup | MeshGroup] = [
         OpenGroup(
             padding=_padding(members, counts, starts, device),
             smearing=torch.from_numpy(smearing[members]).to(device),
         )
         for members in _group_by_cost(open_counts**2, np.stack([open_counts, open_counts], 1))
     ]
-    for dimension in (3, 2, 1) if direct else (3, 2, 1, 0):
-        alike = np.flatnonzero((dimensions == dimension) & (counts > 0))
-        if len(alike):
-            groups.extend(_ewald_groups(batch, alike, counts, starts, pbc, smearing, accuracy))
-
+    groups = [*direct_groups, *groups, *meshed]
     laid_out = torch.cat([group.padding.atoms for group in groups]) if groups else batch.system.new_zeros(0)
     ordered = len(groups) <= 1 or bool((laid_out[1:] > laid_out[:-1]).all())
     return CoulombPlan(
@@ -239,7 +312,42 @@ def make_plan(batch: AtomicBatch, smearing: np.ndarray, accuracy: float, *, dire
     )
 
 
-def _ewald_groups(
+def _cheapest(sizes: _Reciprocal, index: int, atoms: int, smearing: float, accuracy: float) -> str:
+    """Name of the sum that takes the least time for the charges of a system."""
+    if sizes.truncation is None and atoms < _LEAST_PERIODIC_TO_COMPARE:
+        return "ewald"
+    mesh = mesh_size(accuracy, 0, smearing, atoms, tuple(sizes.lengths[index].tolist()))
+    costs = {"mesh": mesh.cost, "ewald": ewald_cost(atoms, tuple(sizes.ranges[0, index].tolist()), 0)}
+    if sizes.truncation is not None and sizes.truncation.periodic == 0:
+        costs["open"] = open_cost(atoms, 0)
+    return min(costs, key=lambda name: costs[name])
+
+
+def _mesh_group(
+    sizes: _Reciprocal, index: int, meshes: list[MeshSize], padding: Padding, smearing: np.ndarray
+) -> MeshGroup:
+    """Make the group of one system on a mesh."""
+    device = padding.index.device
+    return MeshGroup(
+        padding=padding,
+        smearing=torch.from_numpy(smearing[sizes.systems[[index]]]).to(device),
+        basis=torch.from_numpy(sizes.basis[[index]]).to(device),
+        cell=sizes.cells[[index]].to(device),
+        shapes=tuple(mesh.shape for mesh in meshes),
+        orders=tuple(mesh.order for mesh in meshes),
+        truncation=_truncation(sizes, [index], np.array([[n // 2 for n in mesh.shape] for mesh in meshes]), device),
+    )
+
+
+def _truncation(sizes: _Reciprocal, members: list[int], ranges: np.ndarray, device: torch.device) -> Truncation | None:
+    """Return the truncation of some of the systems, for reciprocal vectors up to the largest of ``ranges``."""
+    if sizes.truncation is None:
+        return None
+    largest = ranges.reshape(-1, 3).max(0).tolist()
+    return _to(sizes.truncation.take(members).with_bessel(tuple(largest)), device)
+
+
+def _reciprocal_sizes(
     batch: AtomicBatch,
     systems: np.ndarray,
     counts: np.ndarray,
@@ -247,9 +355,7 @@ def _ewald_groups(
     pbc: np.ndarray,
     smearing: np.ndarray,
     accuracy: float,
-) -> list[EwaldGroup]:
-    """Group systems with the same number of periodic axes and size their reciprocal sums."""
-    device = batch.positions.device
+) -> _Reciprocal:
     dimension = int(pbc[systems[0]].sum())
     cells = batch.cell.detach().to("cpu", torch.float64)[systems]
     truncation = None
@@ -261,25 +367,35 @@ def _ewald_groups(
     basis = reduced_bases(cells.numpy(), dimension)
     lengths = np.linalg.norm(basis @ cells.numpy(), axis=2)
     cutoffs = np.array([[reduced_cutoff(accuracy, order, float(smearing[i])) for i in systems] for order in range(3)])
-    factors = np.array([[self_factors(cutoff) for cutoff in of_order] for of_order in cutoffs])
     # An index h of k obeys |h| = |k·a|/2π ≤ |k||a|/2π.
     ranges = np.floor(cutoffs[..., None] * (lengths / smearing[systems, None] / (2.0 * math.pi))).astype(int)
+    return _Reciprocal(systems, cells, truncation, basis, lengths, cutoffs, ranges)
+
+
+def _ewald_groups(
+    sizes: _Reciprocal,
+    which: list[int],
+    counts: np.ndarray,
+    starts: np.ndarray,
+    smearing: np.ndarray,
+    device: torch.device,
+) -> list[EwaldGroup]:
+    """Group those of the systems that are summed by Ewald."""
+    systems, ranges = sizes.systems[which], sizes.ranges[:, which]
     measures = np.concatenate((counts[systems, None], ranges[0] + 1), axis=1).astype(float)
+    factors = np.array([[self_factors(cutoff) for cutoff in of_order] for of_order in sizes.cutoffs[:, which]])
     groups = []
-    for members in _group_by_cost(measures.prod(1), measures):
-        largest = tuple(tuple(ranges[order][members].max(0).tolist()) for order in range(3))
-        kernel = None
-        if truncation is not None:
-            kernel = _to(truncation.take(members).with_bessel(tuple(ranges[:, members].max((0, 1)).tolist())), device)
+    for members in _group_by_cost(measures.prod(1), measures) if which else []:
+        chosen = [which[member] for member in members]
         groups.append(
             EwaldGroup(
                 padding=_padding(systems[members].tolist(), counts, starts, device),
                 smearing=torch.from_numpy(smearing[systems[members]]).to(device),
-                basis=torch.from_numpy(basis[members]).to(device),
-                ranges=largest,
-                cutoffs=torch.from_numpy(cutoffs[:, members]).to(device),
+                basis=torch.from_numpy(sizes.basis[chosen]).to(device),
+                ranges=tuple(tuple(ranges[order][members].max(0).tolist()) for order in range(3)),
+                cutoffs=torch.from_numpy(sizes.cutoffs[:, chosen]).to(device),
                 self_factors=torch.from_numpy(factors[:, members]).to(device),
-                truncation=kernel,
+                truncation=_truncation(sizes, chosen, ranges[:, members], device),
             )
         )
     return groups

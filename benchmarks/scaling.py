@@ -1,0 +1,320 @@
+"""Time and memory of the long-range sum from a hundred to a million atoms, beside other codes and the floor.
+
+    python -m benchmarks.scaling [--sizes 1000,10000,100000] [--solvers farfield,ewald,torch-pme,nvalchemi,plain,floor]
+        [--quantity forces,training] [--dtype float64] [--multipoles 0] [--accuracy 3e-4] [--threads 2] [--repeat 5]
+        [--json FILE] [--figure FILE]
+
+Boxes of water at 1 g/cm³ with SPC/E charges (and random dipoles and quadrupoles with --multipoles 2). ``forces`` is
+energy and forces, ``training`` the gradient of a loss on forces in positions and charges. Every peer sums the same
+Gaussian charges (σ = 1 Å, reciprocal part alone) at the coarsest setting whose measured force error is at most the
+accuracy; the error is against Ewald at 10⁻⁸ for up to 3000 atoms and otherwise against a mesh at 10⁻⁷. ``plain`` is the
+published way to sum (benchmarks/plain_baseline.py). ``floor`` is one pair of real Fourier transforms of farfield's mesh
+and one pass over the stencils of the atoms. Solvers that are not installed are reported. Each case runs in a process of
+its own, so that peak memory is its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import multiprocessing
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from farfield.atoms.batch import AtomicBatch
+from farfield.electrostatics.coulomb import Coulomb
+from farfield.electrostatics.multipoles import Multipoles
+from farfield.units import COULOMB_CONSTANT
+
+# The other benchmarks are scripts: they are found beside this one, whether it is run as a script or as a module.
+sys.path.insert(0, str(Path(__file__).parent))
+from electrostatics import higher_multipoles, water_box  # noqa: E402
+from plain_baseline import ewald_energy  # noqa: E402
+
+SOLVERS = ("farfield", "ewald", "torch-pme", "nvalchemi", "plain", "floor")
+
+#: The plain sum keeps tables of atoms × waves: beyond this it would need too much memory.
+PLAIN_LIMIT = 3000
+
+
+def make_system(atoms: int, order: int) -> tuple[AtomicBatch, Multipoles]:
+    """Water of about so many atoms."""
+    batch, charges = water_box(max(1, round(atoms / 3)), seed=1)
+    dipoles, quadrupoles = higher_multipoles(batch.n_atoms)
+    return batch, Multipoles(charges, dipoles if order > 0 else None, quadrupoles if order > 1 else None)
+
+
+Energy = Callable[[Tensor, list[Tensor]], Tensor]
+
+
+def farfield_energy(batch: AtomicBatch, accuracy: float, method: str) -> Energy:
+    """Our sum, with a plan made once, as in molecular dynamics."""
+    coulomb = Coulomb(accuracy=accuracy, method=method)
+    plan = coulomb.prepare(batch)
+
+    def energy(positions: Tensor, parts: list[Tensor]) -> Tensor:
+        return coulomb(batch.replace(positions=positions), Multipoles(*parts), plan, outputs="energy").energy.sum()
+
+    return energy
+
+
+def torch_pme_energy(batch: AtomicBatch, spacing: float) -> Energy:
+    """Reciprocal part of torch-pme's P3M, without neighbours: the Gaussian charges alone."""
+    import torchpme
+
+    law = torchpme.CoulombPotential(smearing=1.0, prefactor=COULOMB_CONSTANT)
+    peer = torchpme.P3MCalculator(law, mesh_spacing=spacing, interpolation_nodes=5).to(batch.positions.dtype)
+    none = torch.zeros(0, 2, dtype=torch.int64)
+
+    def energy(positions: Tensor, parts: list[Tensor]) -> Tensor:
+        potential = peer.forward(
+            charges=parts[0][:, None],
+            cell=batch.cell[0],
+            positions=positions,
+            neighbor_indices=none,
+            neighbor_distances=positions.new_zeros(0),
+        )
+        return (potential[:, 0] * parts[0]).sum()
+
+    return energy
+
+
+def nvalchemi_energy(batch: AtomicBatch, spacing: float) -> Energy:
+    """Reciprocal part of nvalchemi-toolkit-ops' particle mesh (k_e = 1 there)."""
+    from nvalchemiops.torch.interactions.electrostatics import pme_reciprocal_space
+
+    lengths = batch.cell[0].norm(dim=1).tolist()
+    dimensions = tuple(2 * math.ceil(length / spacing / 2) for length in lengths)
+
+    def energy(positions: Tensor, parts: list[Tensor]) -> Tensor:
+        energies = pme_reciprocal_space(
+            positions,
+            parts[0],
+            batch.cell,
+            alpha=math.sqrt(0.5),
+            mesh_dimensions=dimensions,
+            spline_order=5,
+        )
+        return COULOMB_CONSTANT * energies.sum()
+
+    return energy
+
+
+def plain_energy(batch: AtomicBatch, k_cutoff: float) -> Energy:
+    """Sum the published way: dense tables of cosines and sines."""
+
+    def energy(positions: Tensor, parts: list[Tensor]) -> Tensor:
+        u, t = (parts[index] if len(parts) > index else None for index in (1, 2))
+        return ewald_energy(positions, batch.cell[0], parts[0], u, t, k_cutoff)
+
+    return energy
+
+
+def find_forces(energy: Energy, batch: AtomicBatch, multipoles: Multipoles) -> Tensor:
+    """Find the forces of an energy."""
+    positions = batch.positions.detach().clone().requires_grad_()
+    return -torch.autograd.grad(energy(positions, given(multipoles)), positions)[0].detach()
+
+
+def given(multipoles: Multipoles) -> list[Tensor]:
+    """Multipoles that there are."""
+    return [m for m in (multipoles.charges, multipoles.dipoles, multipoles.quadrupoles) if m is not None]
+
+
+def coarsest(make: Callable[[float], Energy], settings: list[float], error: Callable[[Energy], float], goal: float):  # type: ignore[no-untyped-def]  # noqa: E501
+    """First of the settings, from coarse to fine, that reaches the goal, else the last: energy and error."""
+    for setting in settings:
+        energy = make(setting)
+        reached = error(energy)
+        if reached <= goal:
+            break
+    return energy, reached
+
+
+def work_of(
+    energy: Energy, batch: AtomicBatch, multipoles: Multipoles, quantity: str, dtype: torch.dtype
+) -> Callable[[], object]:
+    """One evaluation: energy and forces, or the gradient of a loss on forces."""
+    positions = batch.positions.detach().to(dtype).requires_grad_()
+    parts = [m.detach().to(dtype).requires_grad_(quantity == "training") for m in given(multipoles)]
+
+    def forces() -> object:
+        return torch.autograd.grad(energy(positions, parts), positions)
+
+    def training() -> object:
+        total = energy(positions, parts)
+        (slope,) = torch.autograd.grad(total, positions, create_graph=True)
+        return torch.autograd.grad(slope.square().sum() + total.square(), [positions, *parts])
+
+    return forces if quantity == "forces" else training
+
+
+def floor_work(batch: AtomicBatch, multipoles: Multipoles, accuracy: float, dtype: torch.dtype) -> Callable[[], object]:
+    """One pair of transforms of farfield's mesh, and one spreading of the atoms."""
+    from farfield.electrostatics.spreading import Stencil, count_of, spread
+
+    degree = len(given(multipoles)) - 1
+    group = Coulomb(accuracy=accuracy, method="mesh").prepare(batch).groups[0]
+    shape, order = group.shapes[degree], group.orders[degree]  # type: ignore[union-attr]
+    u = (batch.positions @ torch.linalg.inv(batch.cell[0]) % 1.0) * torch.tensor(shape, dtype=torch.float64)
+    coefficients = torch.randn(batch.n_atoms, count_of(degree), dtype=dtype)
+    stencil = Stencil(u, shape, order)
+
+    def work() -> object:
+        mesh = spread(u, coefficients, stencil, degree)
+        return torch.fft.irfftn(torch.fft.rfftn(mesh), s=mesh.shape)
+
+    return work
+
+
+def measure(options: dict[str, Any]) -> dict[str, Any]:
+    """Time one case; runs in a process of its own."""
+    torch.set_num_threads(options["threads"])
+    dtype = getattr(torch, options["dtype"])
+    batch, multipoles = make_system(options["atoms"], options["multipoles"])
+    solver, goal = options["solver"], options["accuracy"]
+    exact = None
+    if batch.n_atoms <= options["largest_checked"]:
+        reference = farfield_energy(batch, 1e-8 if batch.n_atoms <= 3000 else 1e-7, "auto")
+        exact = find_forces(reference, batch, multipoles)
+
+    def error(energy: Energy) -> float:
+        if exact is None:
+            return math.nan
+        found = find_forces(energy, batch, multipoles)
+        return float((found.double() - exact).norm() / exact.norm())
+
+    reached = math.nan
+    if solver == "floor":
+        work = floor_work(batch, multipoles, goal, dtype)
+    else:
+        spacings = [1.25, 1.0, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3]
+        if solver in ("farfield", "ewald"):
+            energy = farfield_energy(batch, goal, "auto" if solver == "farfield" else "ewald")
+            reached = error(energy)
+        elif solver == "plain":
+            energy, reached = coarsest(
+                lambda k: plain_energy(batch, k), [3.0, 3.25, 3.5, 3.75, 4.0, 4.25, 4.5, 5.0, 5.5], error, goal
+            )
+        else:
+            make = torch_pme_energy if solver == "torch-pme" else nvalchemi_energy
+            energy, reached = coarsest(lambda spacing: make(batch, spacing), spacings, error, goal)
+        cast = AtomicBatch.to(batch, dtype=dtype)
+        if dtype != torch.float64 and solver in ("farfield", "ewald"):
+            energy = farfield_energy(cast, goal, "auto" if solver == "farfield" else "ewald")
+        work = work_of(energy, cast, multipoles, options["quantity"], dtype)
+    work()
+    times = []
+    for _ in range(options["repeat"]):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return {
+        "solver": solver,
+        "n_atoms": batch.n_atoms,
+        "quantity": options["quantity"],
+        "dtype": options["dtype"],
+        "multipoles": options["multipoles"],
+        "median_s": statistics.median(times),
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0,
+        "force_error": reached,
+    }
+
+
+def missing(solver: str) -> str | None:
+    """Why a solver cannot run here."""
+    package = {"torch-pme": "torchpme", "nvalchemi": "nvalchemiops"}.get(solver)
+    if package is not None and importlib.util.find_spec(package) is None:
+        return f"{package} is not installed: make peers"
+    return None
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw time against size, one panel for each quantity."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    quantities = sorted({row["quantity"] for row in rows})
+    figure, axes = plt.subplots(1, len(quantities), figsize=(5.5 * len(quantities), 4.2), squeeze=False)
+    for axis, quantity in zip(axes[0], quantities, strict=True):
+        for solver in SOLVERS:
+            mine = sorted(
+                (row["n_atoms"], row["median_s"])
+                for row in rows
+                if row["solver"] == solver and row["quantity"] == quantity
+            )
+            if mine:
+                style = {"linestyle": "--", "color": "gray"} if solver == "floor" else {"marker": "o"}
+                axis.loglog(*zip(*mine, strict=True), label=solver, **style)
+        axis.set(xlabel="atoms", ylabel="time (s)", title=quantity)
+        axis.grid(alpha=0.3)
+        axis.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", default="1000,10000,100000")
+    parser.add_argument("--solvers", default=",".join(SOLVERS))
+    parser.add_argument("--quantity", default="forces,training")
+    parser.add_argument("--dtype", default="float64", choices=("float32", "float64"))
+    parser.add_argument("--multipoles", type=int, default=0, choices=(0, 1, 2))
+    parser.add_argument("--accuracy", type=float, default=3e-4)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--largest-checked", type=int, default=150_000, help="measure the force error up to this size")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--figure", type=Path)
+    options = parser.parse_args()
+    solvers = options.solvers.split(",")
+    unknown = sorted(set(solvers) - set(SOLVERS))
+    if unknown:
+        parser.error(f"unknown solvers {unknown}: choose among {', '.join(SOLVERS)}")
+    rows = []
+    context = multiprocessing.get_context("spawn")
+    print(f"{'solver':10s} {'atoms':>8s} {'quantity':9s} {'median (ms)':>12s} {'peak (MB)':>10s} {'force error':>12s}")
+    for atoms in map(int, options.sizes.split(",")):
+        for quantity in options.quantity.split(","):
+            for solver in solvers:
+                reason = missing(solver)
+                if solver in ("plain", "ewald") and atoms > PLAIN_LIMIT:
+                    reason = f"left out above {PLAIN_LIMIT} atoms: its time grows as N²"
+                if solver in ("torch-pme", "nvalchemi") and options.multipoles:
+                    reason = "charges only"
+                if reason is not None:
+                    print(f"{solver:10s} {atoms:8d} {quantity:9s} {reason}", flush=True)
+                    continue
+                case = {**vars(options), "atoms": atoms, "quantity": quantity, "solver": solver}
+                with context.Pool(1) as pool:
+                    try:
+                        row = pool.apply(measure, (case,))
+                    except Exception as error:  # a peer that fails must not cost the others' results
+                        print(f"{solver:10s} {atoms:8d} {quantity:9s} failed: {error!r}"[:150], flush=True)
+                        continue
+                rows.append(row)
+                print(
+                    f"{solver:10s} {row['n_atoms']:8d} {quantity:9s} {1e3 * row['median_s']:12.2f} "
+                    f"{row['peak_mb']:10.0f} {row['force_error']:12.1e}",
+                    flush=True,
+                )
+    if options.json is not None:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    if options.figure is not None and rows:
+        draw(rows, options.figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""What the sums cost, and the mesh that reaches an accuracy for the least: how `Coulomb` chooses its method.
+
+Times are estimates for energy and forces on one core (ns), good enough to tell which sum is faster;
+`benchmarks/scaling.py` measures them. On other machines the crossing points move little: all three sums are bound by
+arithmetic.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+from farfield.electrostatics.mesh import good_size
+
+#: Spacings h/σ of `_ERRORS`.
+_SPACINGS = (1.0, 0.8, 2.0 / 3.0, 4.0 / 7.0, 0.5, 0.4, 1.0 / 3.0, 0.25)
+
+#: log₁₀ of the relative RMS force error of the mesh by highest multipoles (0 charges, 1 dipoles, 2 quadrupoles) and
+#: order of the splines: the worse of liquid water and molten salt at σ = 1 Å, from `benchmarks/mesh_errors.py`.
+_ERRORS: dict[int, dict[int, tuple[float, ...]]] = {
+    0: {
+        4: (-1.12, -1.49, -1.79, -2.08, -2.27, -2.59, -2.85, -3.25),
+        5: (-1.39, -1.98, -2.44, -2.89, -3.19, -3.66, -4.05, -4.62),
+        6: (-1.59, -2.27, -2.82, -3.38, -3.73, -4.29, -4.78, -5.46),
+        7: (-1.72, -2.54, -3.21, -3.91, -4.37, -5.1, -5.7, -6.61),
+        8: (-1.82, -2.73, -3.5, -4.33, -4.86, -5.7, -6.41, -7.41),
+    },
+    1: {
+        5: (-1.35, -1.77, -2.14, -2.5, -2.71, -3.05, -3.3, -3.74),
+        6: (-1.55, -2.07, -2.56, -3.03, -3.35, -3.83, -4.22, -4.82),
+        7: (-1.68, -2.34, -2.93, -3.54, -3.94, -4.54, -5.0, -5.76),
+        8: (-1.78, -2.54, -3.22, -3.96, -4.46, -5.22, -5.81, -6.74),
+    },
+    2: {
+        6: (-1.32, -1.72, -2.07, -2.42, -2.65, -3.02, -3.26, -3.67),
+        7: (-1.39, -1.99, -2.47, -2.93, -3.25, -3.74, -4.11, -4.75),
+        8: (-1.55, -2.19, -2.75, -3.32, -3.73, -4.37, -4.8, -5.56),
+    },
+}
+
+#: Other structures and positions of the mesh than those of the table may err by this factor more.
+_MARGIN = 1.3
+
+
+@dataclass(frozen=True)
+class MeshSize:
+    """Points along each axis, order of the splines, and an estimate of the time (ns)."""
+
+    shape: tuple[int, int, int]
+    order: int
+    cost: float
+
+
+@functools.lru_cache(maxsize=4096)
+def mesh_spacing(accuracy: float, degree: int, order: int, smearing: float) -> float:
+    """Spacing (Å) at which a mesh reaches a relative RMS force error.
+
+    Parameters
+    ----------
+    accuracy
+        The error.
+    degree
+        Highest multipoles: 0 charges, 1 dipoles, 2 quadrupoles.
+    order
+        Of the splines.
+    smearing
+        σ (Å). Away from 1 Å the error grows as it does for Ewald sums, at most as max(σ, 1/σ)².
+    """
+    table = _ERRORS[degree][order]
+    wanted = math.log10(accuracy / (_MARGIN * max(smearing, 1.0 / smearing) ** 2))
+    points = list(zip(_SPACINGS, table, strict=True))
+    if wanted > table[0]:
+        return smearing * _SPACINGS[0]
+    for (wide, rough), (narrow, fine) in zip(points, points[1:], strict=False):
+        if fine <= wanted:
+            share = (wanted - rough) / (fine - rough)
+            return smearing * wide * (narrow / wide) ** share
+    # Beyond the table on the line of its last two points.
+    (wide, rough), (narrow, fine) = points[-2:]
+    return smearing * narrow * (narrow / wide) ** ((wanted - fine) / (fine - rough))
+
+
+@functools.lru_cache(maxsize=4096)
+def mesh_size(accuracy: float, degree: int, smearing: float, atoms: int, lengths: tuple[float, ...]) -> MeshSize:
+    """Cheapest mesh that reaches an accuracy.
+
+    Parameters
+    ----------
+    accuracy, degree, smearing
+        As in `mesh_spacing`.
+    atoms
+        Number of atoms.
+    lengths
+        Lengths of the (padded) cell vectors (Å).
+    """
+    sizes = []
+    for order in _ERRORS[degree]:
+        spacing = mesh_spacing(accuracy, degree, order, smearing)
+        shape = tuple(good_size(length / spacing, even=axis == 2) for axis, length in enumerate(lengths))
+        points = math.prod(shape)
+        # spreading and gathering, a pair of transforms, passes over the mesh, and the calls themselves
+        cost = atoms * order**3 * (3.0 + 2.5 * degree) + points * (1.2 * math.log2(points) + 6.0) + 1.5e6
+        sizes.append(MeshSize((shape[0], shape[1], shape[2]), order, cost))
+    return min(sizes, key=lambda size: size.cost)
+
+
+def ewald_cost(atoms: int, ranges: tuple[int, ...], degree: int) -> float:
+    """Estimate of the time of an Ewald sum (ns), from the largest indices of its reciprocal vectors along the axes."""
+    waves = math.prod(2 * (n + 1) for n in ranges)
+    return atoms * waves * (0.25 + 0.35 * degree) + 1.2e6
+
+
+def open_cost(atoms: int, degree: int) -> float:
+    """Estimate of the time of a direct sum over the pairs of an open system (ns)."""
+    return atoms**2 * (8.0, 60.0, 200.0)[degree] + 0.6e6

@@ -1,0 +1,247 @@
+r"""Particle mesh of Gaussian multipoles: the reciprocal sum by fast Fourier transforms, for one large system.
+
+Multipoles are spread over a mesh with cardinal B-splines of order p; with ρ̂ its discrete Fourier transform the energy
+of all Gaussians, self-interaction included, is
+
+    E = ½ Σ_k Ĝ(k) |ρ̂(k)|² ,   Ĝ(k) = (4π k_e/V) e^{−σ²k²/2}/k² · Π_a W_a(k)² / (Σ_m W_a(k + m N_a)²)² ,
+
+W_a(k) = sinc(k/N_a)^p the transform of the spline along axis a. This influence function minimizes the error of the
+energy for a given order and mesh (Hockney and Eastwood, Computer Simulation Using Particles, ch. 8, with analytic
+differentiation; the Gaussian leaves nothing of the other images of φ̂). There is no real-space part: the Gaussians are
+wide enough for the mesh. Potentials and their derivatives at the atoms are gathered with the same splines, which makes
+the operator self-adjoint. Systems open along some axes have the kernels of `farfield.electrostatics.boundary`.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+from torch import Tensor
+
+from farfield.electrostatics.boundary import Truncation, kernel_factor
+from farfield.electrostatics.spreading import Stencil, gather, spread
+from farfield.units import COULOMB_CONSTANT
+
+#: Images of the spline's transform that are summed in the influence function, to each side.
+_IMAGES = 8
+
+
+def good_size(least: float, *, even: bool = False) -> int:
+    """Smallest number of points with no prime factor above 7, for which Fourier transforms are fast."""
+    size = max(1, math.ceil(least - 1e-9))
+    while True:
+        rest = size
+        for prime in (2, 3, 5, 7):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1 and not (even and size % 2):
+            return size
+        size += 1
+
+
+@functools.lru_cache(maxsize=256)
+def _spline_factor(size: int, order: int, half: bool) -> Tensor:
+    """W²/(Σ W²)² of each index along an axis, float64; h = 0 … N/2 if ``half``, else in the order of the FFT."""
+    h = (
+        torch.arange(size // 2 + 1, dtype=torch.float64)
+        if half
+        else torch.fft.fftfreq(size, dtype=torch.float64) * size
+    )
+    images = torch.arange(-_IMAGES, _IMAGES + 1, dtype=torch.float64)
+    squares = torch.sinc(h[:, None] / size + images) ** (2 * order)
+    return squares[:, _IMAGES] / squares.sum(1) ** 2
+
+
+def _indices(shape: tuple[int, int, int], like: Tensor) -> list[Tensor]:
+    n1, n2, n3 = shape
+    first, second = (torch.round(torch.fft.fftfreq(n, dtype=torch.float64, device=like.device) * n) for n in (n1, n2))
+    third = torch.arange(n3 // 2 + 1, dtype=torch.float64, device=like.device)
+    return [first[:, None, None], second[None, :, None], third[None, None, :]]
+
+
+def influence(
+    cell: Tensor, smearing: Tensor, shape: tuple[int, int, int], order: int, truncation: Truncation | None = None
+) -> Tensor:
+    """Influence function Ĝ on the half spectrum of a real mesh (eV/e²), float64, shape (n₁, n₂, n₃/2 + 1).
+
+    Parameters
+    ----------
+    cell
+        Cell vectors as rows (Å), float64, shape (3, 3): padded where the system is open.
+    smearing
+        σ (Å), shape ().
+    shape, order
+        Of the mesh and its splines.
+    truncation
+        How the kernel ends; None for a system that is periodic along all axes.
+    """
+    h = _indices(shape, cell)
+    # At the Nyquist index N/2 the signs of h are one: cross terms of k² there would break the symmetry k → −k.
+    crossed = [torch.where(2 * part.abs() == n, 0.0, part) for part, n in zip(h, shape, strict=True)]
+    if truncation is None:
+        reciprocal = torch.linalg.inv(cell).mT * (2.0 * math.pi)
+        metric = reciprocal @ reciprocal.mT
+        squared = h[0] ** 2 * metric[0, 0] + h[1] ** 2 * metric[1, 1] + h[2] ** 2 * metric[2, 2]
+        if metric.requires_grad or bool((metric - metric.diagonal().diag()).abs().max() > 1e-14 * metric.max()):
+            squared = squared + 2.0 * (
+                crossed[0] * crossed[1] * metric[0, 1]
+                + crossed[0] * crossed[2] * metric[0, 2]
+                + crossed[1] * crossed[2] * metric[1, 2]
+            )
+        origin = (h[0] == 0) & (h[1] == 0) & (h[2] == 0)
+        kernel = torch.where(origin, 0.0, 1.0 / torch.where(origin, 1.0, squared))
+    else:
+        grid = torch.stack(torch.broadcast_tensors(*h), -1).reshape(-1, 3)
+        along = torch.stack(torch.broadcast_tensors(*crossed), -1).reshape(-1, 3)[:, : truncation.periodic]
+        squared, kernel = kernel_factor(grid, cell[None], truncation, crossed=along)
+        squared, kernel = (value.reshape(shape[0], shape[1], shape[2] // 2 + 1) for value in (squared, kernel))
+    volume = torch.linalg.det(cell).abs()
+    factors = [
+        _spline_factor(n, order, axis == 2).to(cell.device).view([-1 if a == axis else 1 for a in range(3)])
+        for axis, n in enumerate(shape)
+    ]
+    scale = 4.0 * math.pi * COULOMB_CONSTANT / volume
+    return torch.exp(-0.5 * smearing**2 * squared) * kernel * (scale * factors[0] * factors[1] * factors[2])
+
+
+def _counts(shape: tuple[int, int, int], like: Tensor) -> Tensor:
+    """How many reciprocal vectors of the full spectrum each of the half spectrum stands for."""
+    counts = torch.full((shape[2] // 2 + 1,), 2.0, dtype=like.dtype, device=like.device)
+    counts[0] = 1.0
+    if shape[2] % 2 == 0:
+        counts[-1] = 1.0
+    return counts
+
+
+class _Convolve(torch.autograd.Function):
+    """Mesh of Σ_k Ĝ ρ̂ e^{ik·g}: linear and self-adjoint in ρ."""
+
+    @staticmethod
+    def forward(ctx, density, kernel, spectrum):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(density, kernel)
+        if spectrum is None:
+            spectrum = torch.fft.rfftn(density)
+        return torch.fft.irfftn(spectrum * kernel, s=density.shape, norm="forward")
+
+    @staticmethod
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+        density, kernel = ctx.saved_tensors
+        on_density = _Convolve.apply(gradient, kernel, None) if ctx.needs_input_grad[0] else None
+        on_kernel = _Correlate.apply(gradient, density) if ctx.needs_input_grad[1] else None
+        return on_density, on_kernel, None
+
+
+class _Correlate(torch.autograd.Function):
+    """Re ρ̂₁* ρ̂₂ on the half spectrum, times how many reciprocal vectors each entry stands for."""
+
+    @staticmethod
+    def forward(ctx, first, second):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(first, second)
+        left, right = torch.fft.rfftn(first), torch.fft.rfftn(second)
+        return (left.real * right.real + left.imag * right.imag) * _counts(first.shape, first)
+
+    @staticmethod
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+        first, second = ctx.saved_tensors
+        on_first = _Convolve.apply(second, gradient, None) if ctx.needs_input_grad[0] else None
+        on_second = _Convolve.apply(first, gradient, None) if ctx.needs_input_grad[1] else None
+        return on_first, on_second
+
+
+class _QuadraticForm(torch.autograd.Function):
+    """½ Σ_k Ĝ |ρ̂|²; the transform of the forward pass serves the first backward pass too."""
+
+    @staticmethod
+    def forward(ctx, density, kernel):  # type: ignore[no-untyped-def]
+        spectrum = torch.fft.rfftn(density)
+        ctx.save_for_backward(density, kernel)
+        ctx.spectrum = spectrum
+        power = (spectrum.real.square() + spectrum.imag.square()) * kernel
+        return 0.5 * (power * _counts(density.shape, density)).sum(dtype=torch.float64)
+
+    @staticmethod
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+        density, kernel = ctx.saved_tensors
+        on_density = on_kernel = None
+        scale = gradient.to(density.dtype)
+        if ctx.needs_input_grad[0]:
+            on_density = scale * _Convolve.apply(density, kernel, ctx.spectrum)
+        if ctx.needs_input_grad[1]:
+            on_kernel = 0.5 * scale * _Correlate.apply(density, density)
+        return on_density, on_kernel
+
+
+class MeshGeometry:
+    """Positions of one system on a mesh, ready to be applied to multipoles.
+
+    Parameters
+    ----------
+    positions
+        Shape (atoms, 3) (Å).
+    cell
+        Cell vectors as rows (Å), float64, shape (3, 3): padded where the system is open.
+    basis
+        Integer matrix to reduced cell vectors, float64, shape (3, 3).
+    kernel
+        What `influence` gives for the reduced cell, in the dtype of the positions.
+    shape, order
+        Of the mesh and its splines.
+    source_degree, field_degree
+        Derivatives that the multipoles need (0 charges, 1 dipoles, 2 quadrupoles) and that are wanted of the potential
+        (0 potential, 1 field, 2 field gradient).
+    """
+
+    def __init__(
+        self,
+        positions: Tensor,
+        cell: Tensor,
+        basis: Tensor,
+        kernel: Tensor,
+        shape: tuple[int, int, int],
+        order: int,
+        source_degree: int,
+        field_degree: int,
+    ) -> None:
+        self.dtype = positions.dtype
+        self.source_degree, self.field_degree = source_degree, field_degree
+        inverse = torch.linalg.inv(basis @ cell)
+        points = torch.tensor(shape, dtype=torch.float64, device=positions.device)
+        # Mesh coordinates in float64: float32 would blur where an atom stands between two points of a long axis.
+        fractional = positions.double() @ inverse
+        self._u = (fractional - torch.floor(fractional.detach())) * points
+        # ∇_r = J ∇_u
+        self._jacobian = (inverse * points).to(self.dtype)
+        self._stencil = Stencil(self._u, shape, order)
+        self._kernel = kernel
+
+    def density(self, charges: Tensor, dipoles: Tensor | None, quadrupoles: Tensor | None) -> Tensor:
+        """Mesh that multipoles (atoms, …) are spread to."""
+        columns = [charges[:, None]]
+        if self.source_degree > 0:
+            columns.append(charges.new_zeros(len(charges), 3) if dipoles is None else dipoles @ self._jacobian)
+        if self.source_degree > 1:
+            if quadrupoles is None:
+                columns.append(charges.new_zeros(len(charges), 6))
+            else:
+                q = 0.5 * self._jacobian.mT @ quadrupoles @ self._jacobian
+                xx, xy, xz, yx, yy, yz, zx, zy, zz = q.flatten(1).unbind(1)
+                columns.append(torch.stack((xx, xy + yx, xz + zx, yy, yz + zy, zz), 1))
+        return spread(self._u, torch.cat(columns, 1), self._stencil, self.source_degree)
+
+    def energy(self, density: Tensor) -> Tensor:
+        """Energy (eV), float64, self-interaction included."""
+        return _QuadraticForm.apply(density, self._kernel)
+
+    def potential(self, density: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Potential (atoms,), its gradient and second derivatives at the atoms, self-interaction included."""
+        values = gather(self._u, _Convolve.apply(density, self._kernel, None), self._stencil, self.field_degree)
+        gradient = second = None
+        if self.field_degree > 0:
+            gradient = values[:, 1:4] @ self._jacobian.mT
+        if self.field_degree > 1:
+            xx, xy, xz, yy, yz, zz = values[:, 4:10].unbind(1)
+            matrix = torch.stack((xx, xy, xz, xy, yy, yz, xz, yz, zz), 1).unflatten(1, (3, 3))
+            second = self._jacobian @ matrix @ self._jacobian.mT
+        return values[:, 0], gradient, second
