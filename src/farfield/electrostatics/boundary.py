@@ -145,6 +145,15 @@ def make_truncation(
     return truncation, padded_cell(cell, truncation)
 
 
+def spread_beyond(positions: Tensor, mask: Tensor, cell: Tensor, truncation: Truncation) -> Tensor:
+    """How far each system has spread beyond what its padding is good for (Å), negative within it, shape (members,)."""
+    count = truncation.periodic
+    cell = cell.detach()
+    directions = _open_directions(_periodic_vectors(cell, truncation.axes, count), count)
+    extents, diameter = _extents(positions.detach(), mask, directions)
+    return torch.cat((extents - truncation.extents, (diameter - truncation.diameter)[:, None]), 1).amax(1)
+
+
 def check_room(positions: Tensor, mask: Tensor, cell: Tensor, systems: Tensor, truncation: Truncation) -> None:
     """Refuse systems that have spread beyond what their plan's padding is good for. Synchronizes the device.
 
@@ -153,11 +162,7 @@ def check_room(positions: Tensor, mask: Tensor, cell: Tensor, systems: Tensor, t
     ValueError
         Naming the system and by how much.
     """
-    count = truncation.periodic
-    cell = cell.detach()
-    directions = _open_directions(_periodic_vectors(cell, truncation.axes, count), count)
-    extents, diameter = _extents(positions.detach(), mask, directions)
-    beyond = torch.cat((extents - truncation.extents, (diameter - truncation.diameter)[:, None]), 1).amax(1)
+    beyond = spread_beyond(positions, mask, cell, truncation)
     if bool((beyond > 0).any()):
         member = int(beyond.argmax())
         raise ValueError(

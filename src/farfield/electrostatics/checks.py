@@ -61,13 +61,7 @@ def check_batch_values(batch: AtomicBatch) -> None:
         For positions or cells that are not finite, a system index out of range or not ascending, a zero vector on a
         periodic axis, periodic vectors that depend on each other.
     """
-    finite = torch.isfinite(batch.positions.detach()).all(dim=1)
-    if not bool(finite.all()):
-        atom = int((~finite).nonzero()[0])
-        raise ValueError(
-            f"`positions` of atom {atom} (system {int(batch.system[atom])}) are {batch.positions[atom].tolist()} but "
-            "must be finite: check the structure"
-        )
+    check_positions(batch)
     if batch.n_atoms:
         first, last = int(batch.system[0]), int(batch.system[-1])
         if bool((batch.system[1:] < batch.system[:-1]).any()) or first < 0 or last >= batch.n_systems:
@@ -82,6 +76,23 @@ def check_batch_values(batch: AtomicBatch) -> None:
     doubtful = periodic.any(dim=1) & ~(periodic.all(dim=1) & _surely_good(cells))
     for system in doubtful.nonzero().squeeze(1).tolist():
         _check_cell(cells[system], periodic[system], system)
+
+
+def check_positions(batch: AtomicBatch) -> None:
+    """Refuse positions that are not finite. Synchronizes the device.
+
+    Raises
+    ------
+    ValueError
+        Naming the atom and its system.
+    """
+    finite = torch.isfinite(batch.positions.detach()).all(dim=1)
+    if not bool(finite.all()):
+        atom = int((~finite).nonzero()[0])
+        raise ValueError(
+            f"`positions` of atom {atom} (system {int(batch.system[atom])}) are {batch.positions[atom].tolist()} but "
+            "must be finite: check the structure"
+        )
 
 
 def _surely_good(cells: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from farfield.electrostatics.checks import (
     check_batch_values,
     check_multipole_shapes,
     check_multipole_values,
+    check_positions,
 )
 from farfield.electrostatics.multipoles import Multipoles
 from farfield.electrostatics.operator import CoulombOperator, multipole_order, pair_energies
@@ -56,6 +57,31 @@ class CoulombResult:
     def atom_energies(self) -> Float[Tensor, " atoms"]:
         """Share of each atom (eV), shape (atoms,); they sum to the energy. Found when first asked for."""
         return self._find_atom_energies()
+
+
+@dataclass(frozen=True, eq=False)
+class _KeptPlan:
+    """A plan, and all of the batch that it depends on."""
+
+    plan: CoulombPlan
+    cell: Tensor
+    pbc: Tensor
+    system: Tensor
+    dtype: torch.dtype
+
+    def fits(self, batch: AtomicBatch) -> bool:
+        """Whether a batch would get the same plan: the same systems in the same cells, slabs and wires not outgrown."""
+        given = (batch.cell, batch.pbc, batch.system)
+        return (
+            batch.positions.dtype == self.dtype
+            and batch.positions.ndim == 2
+            and len(batch.positions) == len(batch.system)
+            and all(
+                mine.device == theirs.device and torch.equal(mine, theirs)
+                for mine, theirs in zip((self.cell, self.pbc, self.system), given, strict=True)
+            )
+            and self.plan.has_room(batch)
+        )
 
 
 class Coulomb:
@@ -134,6 +160,11 @@ class Coulomb:
         self.background = background
         self.self_interaction = bool(self_interaction)
         self.method = method
+        self._kept: _KeptPlan | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the plan of the last batch out of copies and files."""
+        return {**self.__dict__, "_kept": None}
 
     def config(self) -> dict[str, Any]:
         """Arguments that build the same solver, as plain values."""
@@ -220,7 +251,8 @@ class Coulomb:
         multipoles
             Charges and, if given, dipoles and quadrupoles of its atoms, of the dtype of the positions.
         plan
-            What `prepare` gave. None prepares the batch now, which checks all values; with a plan only shapes are
+            What `prepare` gave. None prepares the batch now, or takes the plan of the last batch if its systems and
+            cells are the same (as in dynamics in a fixed cell), and checks all values; with a plan only shapes are
             checked, and the device is not synchronized.
         outputs
             ``"all"``, or ``"energy"`` for the energy alone, which is cheaper.
@@ -291,13 +323,25 @@ class Coulomb:
 
     def _checked_plan(self, batch: AtomicBatch, plan: CoulombPlan | None) -> CoulombPlan:
         if plan is None:
-            return self.prepare(batch)
+            return self._plan_of(batch)
         check_batch_shapes(batch)
         if (plan.n_atoms, plan.n_systems) != (batch.n_atoms, batch.n_systems):
             raise ValueError(
                 f"`plan` was prepared for {plan.n_atoms} atoms in {plan.n_systems} systems but the batch has "
                 f"{batch.n_atoms} in {batch.n_systems}: call prepare(batch) again"
             )
+        return plan
+
+    def _plan_of(self, batch: AtomicBatch) -> CoulombPlan:
+        """Return the plan of the last batch where it fits this one, else a new one."""
+        kept = self._kept
+        if kept is not None and kept.fits(batch):
+            check_positions(batch)
+            return kept.plan
+        plan = self.prepare(batch)
+        if not torch.is_inference_mode_enabled():  # what is made there cannot take part in a graph later
+            cell = batch.cell.detach().clone()
+            self._kept = _KeptPlan(plan, cell, batch.pbc.clone(), batch.system.clone(), batch.positions.dtype)
         return plan
 
     def _operator(self, batch: AtomicBatch, plan: CoulombPlan, order: int, levels: int) -> CoulombOperator:

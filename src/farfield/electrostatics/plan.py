@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from farfield.atoms.batch import AtomicBatch
-from farfield.electrostatics.boundary import Truncation, make_truncation
+from farfield.electrostatics.boundary import Truncation, make_truncation, spread_beyond
 from farfield.electrostatics.cost import MeshSize, ewald_cost, mesh_size, open_cost
 from farfield.electrostatics.cutoff import reduced_cutoff, self_factors
 from farfield.electrostatics.lattice import reduced_bases
@@ -181,6 +181,17 @@ class CoulombPlan:
     smearing: Float[Tensor, " systems"]
     groups: tuple[OpenGroup | EwaldGroup | MeshGroup, ...]
     order: Int[Tensor, " atoms"] | None
+
+    def has_room(self, batch: AtomicBatch) -> bool:
+        """Whether slabs, wires and clusters of a batch still fit the padding that was made for them."""
+        for group in self.groups:
+            if isinstance(group, OpenGroup) or group.truncation is None:
+                continue
+            padding = group.padding
+            cell = batch.cell.index_select(0, padding.systems)
+            if spread_beyond(padding.gather(batch.positions), padding.mask, cell, group.truncation).amax() > 0:
+                return False
+        return True
 
     def to(self, device: torch.device | str) -> CoulombPlan:
         """Return the plan on another device."""

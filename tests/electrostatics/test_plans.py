@@ -1,0 +1,93 @@
+"""Plans that are kept from call to call: reused only where they are what a new one would be."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from electrostatic_systems import TRICLINIC, random_multipoles, random_system
+
+from farfield.electrostatics.coulomb import Coulomb
+
+SLAB = torch.tensor([[True, True, False]])
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """A solver and a list that grows with each plan it makes."""
+    coulomb, made = Coulomb(), []
+    prepare = coulomb.prepare
+
+    def count(batch):
+        made.append(batch)
+        return prepare(batch)
+
+    monkeypatch.setattr(coulomb, "prepare", count)
+    return coulomb, made
+
+
+def test_a_plan_serves_while_systems_and_cells_stay(counted):
+    coulomb, made = counted
+    batch, multipoles = random_system(4, TRICLINIC), random_multipoles(4)
+    coulomb(batch, multipoles)
+    moved = batch.replace(positions=batch.positions + 0.3)
+    assert torch.equal(coulomb(moved, multipoles).energy, Coulomb()(moved, multipoles).energy)
+    assert len(made) == 1
+    for other in (
+        batch.replace(cell=batch.cell * 1.001),
+        batch.replace(pbc=~batch.pbc),
+        random_system(4, TRICLINIC[[1, 0, 2]]),
+    ):
+        before = len(made)
+        assert torch.equal(coulomb(other, multipoles).energy, Coulomb()(other, multipoles).energy)
+        assert len(made) == before + 1
+    coulomb(random_system(5, TRICLINIC), random_multipoles(5))
+    assert made[-1].n_atoms == 5
+
+
+def test_a_slab_that_outgrows_its_plan_gets_another(counted):
+    coulomb, made = counted
+    batch, multipoles = random_system(4, TRICLINIC).replace(pbc=SLAB), random_multipoles(4)
+    coulomb(batch, multipoles)
+    coulomb(batch.replace(positions=batch.positions * 1.01), multipoles)
+    assert len(made) == 1
+    coulomb(batch.replace(positions=batch.positions * 3.0), multipoles)
+    assert len(made) == 2
+
+
+def test_values_are_still_checked(counted):
+    coulomb, _ = counted
+    batch, multipoles = random_system(4, TRICLINIC), random_multipoles(4)
+    coulomb(batch, multipoles)
+    with pytest.raises(ValueError, match="`positions` of atom 0"):
+        coulomb(batch.replace(positions=batch.positions * float("nan")), multipoles)
+    with pytest.raises(ValueError, match="`charges` of atom 0"):
+        coulomb(batch, multipoles.replace(charges=multipoles.charges * float("nan")))
+
+
+def test_a_change_in_place_is_seen(counted):
+    coulomb, made = counted
+    batch, multipoles = random_system(4, TRICLINIC), random_multipoles(4)
+    coulomb(batch, multipoles)
+    batch.cell.mul_(1.1)
+    coulomb(batch, multipoles)
+    assert len(made) == 2
+
+
+def test_a_plan_made_in_inference_mode_is_not_kept():
+    coulomb, batch, multipoles = Coulomb(), random_system(4, TRICLINIC), random_multipoles(4)
+    with torch.inference_mode():
+        coulomb(batch, multipoles)
+    positions = batch.positions.clone().requires_grad_()
+    energy = coulomb(batch.replace(positions=positions), multipoles).energy.sum()
+    (slope,) = torch.autograd.grad(energy, positions, create_graph=True)
+    slope.square().sum().backward()
+    assert positions.grad is not None
+
+
+def test_copies_have_no_plan():
+    coulomb = Coulomb()
+    coulomb(random_system(4, TRICLINIC), random_multipoles(4))
+    assert coulomb._kept is not None
+    assert copy.deepcopy(coulomb)._kept is None
