@@ -78,37 +78,34 @@ def reciprocal_weights(
     if fixed and all(_alike(part) for part in (cell, smearing, cutoff)):
         cell, smearing, cutoff = cell[:1], smearing[:1], cutoff[:1]
     axes = [torch.arange(n + 1, dtype=cell.dtype, device=device) for n in reversed(ranges)]
-    grid = torch.cartesian_prod(*axes).flip(1)
-    signs = torch.tensor([[1.0, *pair] for pair in _OCTANTS], dtype=cell.dtype, device=device)
-    h = (grid[None] * signs[:, None]).reshape(-1, 3)
+    h = torch.cartesian_prod(*axes).mT.flip(0).contiguous()
     # Every k and −k are one term; a zero index makes two octants coincide.
-    count = torch.pow(0.5, (grid == 0).sum(1).to(cell.dtype)) * 2.0
+    count = torch.pow(0.5, (h == 0).sum(0, dtype=cell.dtype)) * 2.0
     if truncation is None:
-        # k = 0 is left out: its count is zero, and the one added there keeps 1/k² finite in the backward pass.
-        count = torch.where((grid == 0).all(1), 0.0, count)
-        squared = (smearing**2)[:, None] * _squared_lengths(h, cell)
-        kernel = (smearing**2)[:, None] / (squared + (h == 0).all(1).to(cell.dtype))
+        # k = 0, the first, is left out: its count is zero, and the one added there keeps 1/k² finite in the backward
+        # pass.
+        count[0] = 0.0
+        origin = torch.zeros_like(count)
+        origin[0] = 1.0
+        squared = _squared_lengths(h, cell * (1.0 / smearing)[:, None, None])
+        kernel = (smearing**2)[:, None, None] / (squared + origin)
     else:
-        squared, kernel = kernel_factor(h, cell, truncation)
-        squared = (smearing**2)[:, None] * squared
-    weight = torch.exp(-0.5 * squared) * switch(squared / (cutoff**2)[:, None]) * kernel
+        signs = torch.tensor([[1.0, *pair] for pair in _OCTANTS], dtype=cell.dtype, device=device)
+        squared, kernel = kernel_factor((h.mT * signs[:, None]).reshape(-1, 3), cell, truncation)
+        squared, kernel = (part.unflatten(1, (4, -1)) for part in ((smearing**2)[:, None] * squared, kernel))
+    weight = torch.exp(-0.5 * squared) * switch(squared / (cutoff**2)[:, None, None]) * kernel
     volume = torch.linalg.det(cell).abs()
-    weight = weight * (INVERSE_TWO_EPSILON_0 / volume)[:, None]
-    return weight.reshape(len(cell), 4, -1) * count
+    return weight * ((INVERSE_TWO_EPSILON_0 / volume)[:, None, None] * count)
 
 
 def _squared_lengths(h: Tensor, cell: Tensor) -> Tensor:
-    """k² of reciprocal vectors (k, 3) of cells (members, 3, 3) (Å⁻²), shape (members, k)."""
+    """k² of reciprocal vectors with indices h ≥ 0 (3, k) of cells (members, 3, 3), by octants: (members, 4, k)."""
     reciprocal = torch.linalg.inv(cell).mT * (2.0 * math.pi)
-    metric = reciprocal @ reciprocal.mT
-    # k² = Σ h_a h_b g_ab, a matrix product over the six pairs of axes.
-    pairs = torch.stack(
-        [h[:, 0] ** 2, h[:, 1] ** 2, h[:, 2] ** 2, 2 * h[:, 0] * h[:, 1], 2 * h[:, 0] * h[:, 2], 2 * h[:, 1] * h[:, 2]]
-    )
-    elements = torch.stack(
-        [metric[:, 0, 0], metric[:, 1, 1], metric[:, 2, 2], metric[:, 0, 1], metric[:, 0, 2], metric[:, 1, 2]], 1
-    )
-    return elements @ pairs
+    metric = (reciprocal @ reciprocal.mT).flatten(1)
+    # k² = Σ h_a h_b g_ab, a matrix product over the six pairs of axes; octants differ by the signs of the last three.
+    pairs = torch.cat((h * h, h[0] * h[1:], (h[1] * h[2])[None]))
+    signs = h.new_tensor([[1.0, 1.0, 1.0, 2.0 * s2, 2.0 * s3, 2.0 * s2 * s3] for s2, s3 in _OCTANTS])
+    return (metric[:, None, [0, 4, 8, 1, 2, 5]] * signs) @ pairs
 
 
 def _alike(rows: Tensor) -> bool:
