@@ -62,8 +62,8 @@ format: $(stamps)/lint  ## mend style where ruff can
 	$(bin)/ruff format .
 
 .PHONY: bench
-bench: $(stamps)/core  ## time the sum and a training step beside a plain implementation of the published equations
-	for script in $(wildcard benchmarks/electrostatics.py benchmarks/training_step.py); do $(bin)/python $$script; done
+bench: $(stamps)/core  ## time the sum and a training step, scan a strain, beside the published equations written plainly
+	for script in electrostatics training_step strain_scan; do $(bin)/python benchmarks/$$script.py; done
 
 .PHONY: peers
 peers: $(stamps)/peers  ## install the codes that some tests compare with (torch-pme, nvalchemi-toolkit-ops, OpenMM)
