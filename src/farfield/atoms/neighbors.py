@@ -70,5 +70,9 @@ def bond_vectors(batch: AtomicBatch) -> torch.Tensor:
     if pairs is None:
         raise ValueError("`batch.neighbors` is None: call farfield.atoms.find_neighbors(batch, cutoff) first")
     vectors = batch.positions[pairs.j] - batch.positions[pairs.i]
-    offsets = torch.einsum("ps,psc->pc", pairs.shifts.to(vectors.dtype), batch.cell[batch.system[pairs.i]])
-    return vectors + offsets
+    if not batch.pbc.any():
+        return vectors
+    shifts = pairs.shifts.to(vectors.dtype)
+    if batch.n_systems == 1:
+        return vectors + shifts @ batch.cell[0]
+    return vectors + torch.einsum("ps,psc->pc", shifts, batch.cell[batch.system[pairs.i]])

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from farfield.atoms.batch import AtomicBatch
+from farfield.atoms.neighbors import bond_vectors
 from farfield.potentials.features import Features
 from farfield.potentials.invariants import (
     covariant_counts,
@@ -270,11 +271,7 @@ class CACE(nn.Module):
         place = pairs.i * slots + torch.arange(len(pairs.i), device=pairs.i.device) - first[pairs.i]
         shape = (batch.n_atoms * slots,)
         others = pairs.j.new_zeros(shape).index_copy(0, place, pairs.j)
-        positions = batch.positions
-        bonds = positions[pairs.j] - positions[pairs.i]
-        if batch.pbc.any():
-            shifts = pairs.shifts.to(bonds.dtype)
-            bonds = bonds + torch.einsum("ps,psc->pc", shifts, batch.cell[batch.system[pairs.i]])
+        bonds = bond_vectors(batch)
         beyond = bonds.new_tensor([2.0 * self.cutoff, 0.0, 0.0]).expand(*shape, 3)
         padded = beyond.index_copy(0, place, bonds)
         return padded.t().reshape(3, batch.n_atoms, slots), others.reshape(batch.n_atoms, slots)
