@@ -86,6 +86,23 @@ def test_a_plan_made_in_inference_mode_is_not_kept():
     assert positions.grad is not None
 
 
+@pytest.mark.parametrize(("name", "value"), [("accuracy", 1e-9), ("smearing", 0.7), ("method", "mesh")])
+def test_a_setting_that_is_changed_makes_another_plan(name, value):
+    coulomb, batch, multipoles = Coulomb(), random_system(4, TRICLINIC), random_multipoles(4)
+    before = float(coulomb(batch, multipoles).energy)
+    setattr(coulomb, name, value)
+    after = float(coulomb(batch, multipoles).energy)
+    assert after == float(Coulomb(**{name: value})(batch, multipoles).energy) != before
+
+
+def test_smearings_changed_in_place_make_another_plan():
+    coulomb = Coulomb(torch.tensor([1.0], dtype=torch.float64))
+    batch, multipoles = random_system(4, TRICLINIC), random_multipoles(4)
+    coulomb(batch, multipoles)
+    coulomb.smearing.mul_(0.7)
+    assert torch.equal(coulomb(batch, multipoles).energy, Coulomb(coulomb.smearing)(batch, multipoles).energy)
+
+
 def test_copies_have_no_plan():
     coulomb = Coulomb()
     coulomb(random_system(4, TRICLINIC), random_multipoles(4))

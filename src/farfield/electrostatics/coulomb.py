@@ -61,9 +61,10 @@ class CoulombResult:
 
 @dataclass(frozen=True, eq=False)
 class _KeptPlan:
-    """A plan, and all of the batch that it depends on."""
+    """A plan, and all of the solver and the batch that it depends on."""
 
     plan: CoulombPlan
+    settings: tuple[list[float] | float, float, str]
     cell: Tensor
     pbc: Tensor
     system: Tensor
@@ -74,8 +75,6 @@ class _KeptPlan:
         given = (batch.cell, batch.pbc, batch.system)
         return (
             batch.positions.dtype == self.dtype
-            and batch.positions.ndim == 2
-            and len(batch.positions) == len(batch.system)
             and all(
                 mine.device == theirs.device and torch.equal(mine, theirs)
                 for mine, theirs in zip((self.cell, self.pbc, self.system), given, strict=True)
@@ -335,14 +334,22 @@ class Coulomb:
     def _plan_of(self, batch: AtomicBatch) -> CoulombPlan:
         """Return the plan of the last batch where it fits this one, else a new one."""
         kept = self._kept
-        if kept is not None and kept.fits(batch):
-            check_positions(batch)
-            return kept.plan
+        settings = self._plan_settings()
+        if kept is not None and kept.settings == settings:
+            check_batch_shapes(batch)
+            if kept.fits(batch):
+                check_positions(batch)
+                return kept.plan
         plan = self.prepare(batch)
         if not torch.is_inference_mode_enabled():  # what is made there cannot take part in a graph later
             cell = batch.cell.detach().clone()
-            self._kept = _KeptPlan(plan, cell, batch.pbc.clone(), batch.system.clone(), batch.positions.dtype)
+            self._kept = _KeptPlan(plan, settings, cell, batch.pbc.clone(), batch.system.clone(), batch.positions.dtype)
         return plan
+
+    def _plan_settings(self) -> tuple[list[float] | float, float, str]:
+        """Return what a plan depends on besides the batch: attributes, which somebody may set."""
+        smearing = self.smearing.tolist() if isinstance(self.smearing, Tensor) else self.smearing
+        return smearing, self.accuracy, self.method
 
     def _operator(self, batch: AtomicBatch, plan: CoulombPlan, order: int, levels: int) -> CoulombOperator:
         return CoulombOperator(
