@@ -127,6 +127,15 @@ def test_every_output_is_twice_differentiable(pbc, outputs):
     assert torch.autograd.gradgradcheck(outcome, leaves, fast_mode=True)
 
 
+def test_field_gradient_of_charges_is_twice_differentiable_on_the_coarsest_mesh():
+    batch, multipoles = system(3, BULK), random_multipoles(3, 0)
+    positions = batch.positions.clone().requires_grad_()
+    result = Coulomb(accuracy=0.1, method="mesh")(batch.replace(positions=positions), multipoles)
+    (slope,) = torch.autograd.grad(result.field_gradient.square().sum(), positions, create_graph=True)
+    slope.square().sum().backward()
+    assert bool((positions.grad.abs() > 0).any())
+
+
 def test_operator_is_self_adjoint():
     batch = system(5, BULK)
     one, other = random_multipoles(5, seed=1), random_multipoles(5, seed=2)
@@ -274,6 +283,9 @@ def test_plans_of_meshes_move_between_devices_and_dtypes():
     coulomb = Coulomb(method="mesh")
     plan = coulomb.prepare(batch).to("cpu")
     assert isinstance(plan.groups[0], MeshGroup)
+    coulomb(batch, Multipoles(charges), plan)
+    elsewhere = plan.to("meta").groups[0]
+    assert [kernel.device.type for kernel in elsewhere.kernels.values()] == ["meta"]
     expected = coulomb(batch, Multipoles(charges), plan).energy
     rounded = coulomb(batch.to(dtype=torch.float32), Multipoles(charges.float()), plan).energy
     torch.testing.assert_close(rounded, expected, rtol=1e-5, atol=1e-5)

@@ -151,3 +151,21 @@ def test_a_process_forked_after_use_works(monkeypatch):
 def test_every_derivative_has_one_place():
     assert len(set(MULTI_INDICES)) == len(MULTI_INDICES) == count_of(spreading.MAX_DEGREE)
     assert [sum(index) for index in MULTI_INDICES] == sorted(sum(index) for index in MULTI_INDICES)
+
+
+def test_kernels_compile_where_nothing_can_be_written(monkeypatch):
+    import numba
+
+    from farfield.electrostatics import spline_kernels
+
+    compiled, tried = numba.njit, []
+
+    def njit(**options):
+        tried.append(options.get("cache", False))
+        if tried[-1]:
+            raise RuntimeError("cannot cache function: no locator available")
+        return compiled(**options)
+
+    monkeypatch.setattr(numba, "njit", njit)
+    assert spline_kernels._compiled(lambda x: x + 1.0)(1.0) == 2.0
+    assert tried == [True, False]

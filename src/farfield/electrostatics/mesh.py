@@ -84,7 +84,9 @@ def influence(
         reciprocal = torch.linalg.inv(cell).mT * (2.0 * math.pi)
         metric = reciprocal @ reciprocal.mT
         squared = h[0] ** 2 * metric[0, 0] + h[1] ** 2 * metric[1, 1] + h[2] ** 2 * metric[2, 2]
-        if metric.requires_grad or bool((metric - metric.diagonal().diag()).abs().max() > 1e-14 * metric.max()):
+        # Elsewhere than on the CPU the comparison would wait for the device.
+        oblique = metric.requires_grad or metric.device.type != "cpu"
+        if oblique or bool((metric - metric.diagonal().diag()).abs().max() > 1e-14 * metric.max()):
             squared = squared + 2.0 * (
                 crossed[0] * crossed[1] * metric[0, 1]
                 + crossed[0] * crossed[2] * metric[0, 2]
@@ -115,15 +117,17 @@ def _counts(shape: tuple[int, int, int], like: Tensor) -> Tensor:
     return counts
 
 
+def _convolve(density: Tensor, kernel: Tensor) -> Tensor:
+    return torch.fft.irfftn(torch.fft.rfftn(density).mul_(kernel), s=density.shape, norm="forward")
+
+
 class _Convolve(torch.autograd.Function):
-    """Mesh of Σ_k Ĝ ρ̂ e^{ik·g}: linear and self-adjoint in ρ."""
+    """Mesh of Σ_k Ĝ ρ̂ e^{ik·g}: linear and self-adjoint in ρ. ``known`` is that mesh where it has been made before."""
 
     @staticmethod
-    def forward(ctx, density, kernel, spectrum):  # type: ignore[no-untyped-def]
+    def forward(ctx, density, kernel, known):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(density, kernel)
-        if spectrum is None:
-            spectrum = torch.fft.rfftn(density)
-        return torch.fft.irfftn(spectrum * kernel, s=density.shape, norm="forward")
+        return _convolve(density, kernel) if known is None else known.view_as(known)
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
@@ -151,23 +155,22 @@ class _Correlate(torch.autograd.Function):
 
 
 class _QuadraticForm(torch.autograd.Function):
-    """½ Σ_k Ĝ |ρ̂|²; the transform of the forward pass serves the first backward pass too."""
+    """½ Σ_k Ĝ |ρ̂|², as half the sum of the mesh times its potential, which serves the first backward pass too."""
 
     @staticmethod
     def forward(ctx, density, kernel):  # type: ignore[no-untyped-def]
-        spectrum = torch.fft.rfftn(density)
-        ctx.save_for_backward(density, kernel)
-        ctx.spectrum = spectrum
-        power = (spectrum.real.square() + spectrum.imag.square()) * kernel
-        return 0.5 * (power * _counts(density.shape, density)).sum(dtype=torch.float64)
+        potential = _convolve(density, kernel)
+        # Saved, not set on ctx: only then is it given back with the graph, however long the energy is kept.
+        ctx.save_for_backward(density, kernel, potential)
+        return 0.5 * (density * potential).sum(dtype=torch.float64)
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        density, kernel = ctx.saved_tensors
+        density, kernel, potential = ctx.saved_tensors
         on_density = on_kernel = None
         scale = gradient.to(density.dtype)
         if ctx.needs_input_grad[0]:
-            on_density = scale * _Convolve.apply(density, kernel, ctx.spectrum)
+            on_density = scale * _Convolve.apply(density, kernel, potential)
         if ctx.needs_input_grad[1]:
             on_kernel = 0.5 * scale * _Correlate.apply(density, density)
         return on_density, on_kernel

@@ -34,12 +34,14 @@ _T = TypeVar("_T")
 
 
 def _to(value: _T, device: torch.device | str) -> _T:
-    """Copy a tensor, tuple or frozen dataclass with all tensors in it on another device."""
+    """Copy a tensor, tuple, dictionary or frozen dataclass with all tensors in it on another device."""
     result: Any = value
     if isinstance(value, Tensor):
         result = value.to(device)
     elif isinstance(value, tuple):
         result = tuple(_to(item, device) for item in value)
+    elif isinstance(value, dict):
+        result = {key: _to(item, device) for key, item in value.items()}
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: _to(getattr(value, field.name), device) for field in dataclasses.fields(value)}
         result = dataclasses.replace(value, **fields)

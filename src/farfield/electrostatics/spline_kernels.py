@@ -24,7 +24,11 @@ from farfield.electrostatics.spreading import MULTI_INDICES
 
 def _compiled(function: Callable[..., Any]) -> Any:
     """Compile a function, without the run-time checks of shapes that tests wrap around everything."""
-    return numba.njit(nogil=True, fastmath=True, cache=True)(inspect.unwrap(function))
+    plain = inspect.unwrap(function)
+    try:
+        return numba.njit(nogil=True, fastmath=True, cache=True)(plain)
+    except RuntimeError:  # nowhere to keep them: neither the package nor the home directory can be written to
+        return numba.njit(nogil=True, fastmath=True)(plain)
 
 
 @_compiled
