@@ -25,7 +25,7 @@ def test_import_loads_nothing_heavy() -> None:
 
 
 def test_core_needs_only_torch_and_numpy() -> None:
-    core = "; ".join(f"farfield.{name}" for name in ["AtomicBatch", "Coulomb", "LongRange", "Multipoles"])
+    core = "; ".join(f"farfield.{name}" for name in ["AtomicBatch", "Coulomb", "Dispersion", "LongRange", "Multipoles"])
     # torch itself may load some of these; what counts is what farfield adds
     assert not (modules_after(f"import farfield; {core}") - modules_after("import torch")) & set(HEAVY)
 

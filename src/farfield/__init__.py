@@ -16,17 +16,29 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from farfield.atoms.batch import AtomicBatch
     from farfield.electrostatics.coulomb import Coulomb
+    from farfield.electrostatics.dispersion import Dispersion
     from farfield.electrostatics.multipoles import Multipoles
     from farfield.engines.ase import Calculator
     from farfield.model import Model, load
     from farfield.potentials.long_range import LongRange
 
-__all__ = ["AtomicBatch", "Calculator", "Coulomb", "LongRange", "Model", "Multipoles", "__version__", "load"]
+__all__ = [
+    "AtomicBatch",
+    "Calculator",
+    "Coulomb",
+    "Dispersion",
+    "LongRange",
+    "Model",
+    "Multipoles",
+    "__version__",
+    "load",
+]
 
 _HOME = {
     "AtomicBatch": "farfield.atoms.batch",
     "Calculator": "farfield.engines.ase",
     "Coulomb": "farfield.electrostatics.coulomb",
+    "Dispersion": "farfield.electrostatics.dispersion",
     "LongRange": "farfield.potentials.long_range",
     "Model": "farfield.model",
     "Multipoles": "farfield.electrostatics.multipoles",

@@ -10,35 +10,15 @@ from electrostatic_systems import (
     TRICLINIC,
     all_outputs,
     forces_and_strain,
-    one_system,
     random_multipoles,
     random_system,
+    salt,
+    water,
 )
 
 from farfield.electrostatics.coulomb import Coulomb
 from farfield.electrostatics.cutoff import SWITCH_START, reduced_cutoff, self_factors, switch
 from farfield.electrostatics.multipoles import Multipoles
-
-
-def water() -> tuple:
-    """27 water molecules, turned at random, on a jittered grid at 1 g/cm³; SPC/E charges."""
-    generator = torch.Generator().manual_seed(5)
-    grid = torch.cartesian_prod(*[torch.arange(3, dtype=torch.float64)] * 3) * 3.104
-    turns, _ = torch.linalg.qr(torch.randn(27, 3, 3, generator=generator, dtype=torch.float64))
-    shape = torch.tensor([[0.0, 0.0, 0.0], [0.757, 0.586, 0.0], [-0.757, 0.586, 0.0]], dtype=torch.float64)
-    centres = grid + 0.3 * torch.randn(27, 3, generator=generator, dtype=torch.float64)
-    positions = (centres[:, None] + torch.einsum("mab,xb->mxa", turns, shape)).reshape(-1, 3)
-    charges = torch.tensor([-0.8476, 0.4238, 0.4238], dtype=torch.float64).repeat(27)
-    return one_system(positions, torch.eye(3, dtype=torch.float64) * 9.312), charges
-
-
-def salt() -> tuple:
-    """64 ions of rock salt, shaken by a tenth of their distance and more."""
-    grid = torch.cartesian_prod(*[torch.arange(4, dtype=torch.float64)] * 3)
-    generator = torch.Generator().manual_seed(6)
-    positions = (grid + 0.15 * torch.randn(64, 3, generator=generator, dtype=torch.float64)) * 2.82
-    charges = 1.0 - 2.0 * (grid.sum(1) % 2)
-    return one_system(positions, torch.eye(3, dtype=torch.float64) * 4 * 2.82), charges
 
 
 @pytest.mark.parametrize("make", [water, salt])

@@ -107,7 +107,7 @@ def _extents(positions: Tensor, mask: Tensor, directions: Tensor) -> tuple[Tenso
 
 
 def make_truncation(
-    positions: Tensor, mask: Tensor, cell: Tensor, pbc: np.ndarray, smearing: Tensor
+    positions: Tensor, mask: Tensor, cell: Tensor, pbc: np.ndarray, smearing: Tensor, gap: float | None = None
 ) -> tuple[Truncation, Tensor]:
     """Settle padded lengths and the end of the kernel for systems with the same number of periodic axes.
 
@@ -124,6 +124,8 @@ def make_truncation(
         Shape (members, 3).
     smearing
         σ (Å), shape (members,).
+    gap
+        Room (Å) between a system and its images along open directions, for an interaction that needs no other end.
 
     Returns
     -------
@@ -139,7 +141,10 @@ def make_truncation(
     diameter = torch.ceil((diameter + growth) / _QUANTUM) * _QUANTUM
     reach = _REACH * smearing
     radius = diameter + reach
-    lengths = (2.0 * radius)[:, None] if count == 2 else extents + (radius + reach)[:, None]
+    if gap is not None:
+        lengths = extents + gap
+    else:
+        lengths = (2.0 * radius)[:, None] if count == 2 else extents + (radius + reach)[:, None]
     whole = torch.cat((torch.ones(len(cell), count, dtype=lengths.dtype, device=lengths.device), lengths), 1)
     truncation = Truncation(count, axes, whole, radius, extents, diameter, extents.new_zeros(len(cell), 2, 0, 0))
     return truncation, padded_cell(cell, truncation)

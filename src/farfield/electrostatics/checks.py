@@ -139,6 +139,23 @@ def _check_cell(cell: Tensor, periodic: Tensor, system: int) -> None:
     )
 
 
+def check_coefficients(coefficients: Tensor, positions: Tensor, *, values: bool) -> None:
+    """Refuse dispersion coefficients that do not fit the atoms and, with ``values``, ones that are not finite.
+
+    Looking at values synchronizes the device.
+
+    Raises
+    ------
+    ValueError
+        For a wrong shape or device, or a value that is not finite.
+    TypeError
+        For another dtype than that of the positions.
+    """
+    _check_given("coefficients", coefficients, positions, (len(positions),))
+    if values:
+        _check_finite("coefficients", coefficients)
+
+
 def check_multipole_shapes(multipoles: Multipoles, positions: Tensor) -> None:
     """Refuse multipoles that do not fit the atoms.
 
@@ -159,16 +176,27 @@ def check_multipole_shapes(multipoles: Multipoles, positions: Tensor) -> None:
             if name == "charges":
                 raise TypeError("`charges` are None but must be a tensor (atoms,): give zeros where there are none")
             continue
-        if given.shape != shape:
-            raise ValueError(
-                f"`{name}` has the shape {tuple(given.shape)} but must be {shape} for a batch of {atoms} atoms"
-            )
-        if given.dtype != positions.dtype:
-            raise TypeError(
-                f"`{name}` has the dtype {given.dtype} but must have that of `positions`, {positions.dtype}"
-            )
-        if given.device != positions.device:
-            raise ValueError(f"`{name}` is on {given.device} but must be where `positions` is, on {positions.device}")
+        _check_given(name, given, positions, shape)
+
+
+def _check_given(name: str, given: Tensor, positions: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuse a tensor of the atoms with another shape, dtype or device than theirs."""
+    if given.shape != shape:
+        raise ValueError(
+            f"`{name}` has the shape {tuple(given.shape)} but must be {shape} for a batch of {len(positions)} atoms"
+        )
+    if given.dtype != positions.dtype:
+        raise TypeError(f"`{name}` has the dtype {given.dtype} but must have that of `positions`, {positions.dtype}")
+    if given.device != positions.device:
+        raise ValueError(f"`{name}` is on {given.device} but must be where `positions` is, on {positions.device}")
+
+
+def _check_finite(name: str, given: Tensor) -> None:
+    """Refuse a tensor of the atoms with values that are not finite."""
+    finite = torch.isfinite(given.detach()).reshape(len(given), math.prod(given.shape[1:])).all(dim=1)
+    if not bool(finite.all()):
+        atom = int((~finite).nonzero()[0])
+        raise ValueError(f"`{name}` of atom {atom} are {given[atom].tolist()} but must be finite")
 
 
 def check_multipole_values(multipoles: Multipoles) -> None:
@@ -183,10 +211,7 @@ def check_multipole_values(multipoles: Multipoles) -> None:
         given = getattr(multipoles, name)
         if given is None:
             continue
-        finite = torch.isfinite(given.detach()).reshape(len(given), math.prod(given.shape[1:])).all(dim=1)
-        if not bool(finite.all()):
-            atom = int((~finite).nonzero()[0])
-            raise ValueError(f"`{name}` of atom {atom} are {given[atom].tolist()} but must be finite")
+        _check_finite(name, given)
     if multipoles.quadrupoles is None or not len(multipoles.quadrupoles):
         return
     quadrupoles = multipoles.quadrupoles.detach()

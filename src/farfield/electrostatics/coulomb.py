@@ -4,30 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from farfield.atoms.batch import AtomicBatch
-from farfield.electrostatics.checks import (
-    check_batch_shapes,
-    check_batch_values,
-    check_multipole_shapes,
-    check_multipole_values,
-    check_positions,
-)
+from farfield.electrostatics.checks import check_multipole_shapes, check_multipole_values
 from farfield.electrostatics.multipoles import Multipoles
 from farfield.electrostatics.operator import CoulombOperator, multipole_order, pair_energies
-from farfield.electrostatics.plan import CoulombPlan, make_plan
+from farfield.electrostatics.plan import CoulombPlan
+from farfield.electrostatics.solver import Solver
 
 _BACKGROUNDS = ("gaussian", "point")
-_METHODS = ("auto", "open", "ewald", "mesh")
 _OUTPUTS = ("all", "energy")
 
 
@@ -59,31 +50,7 @@ class CoulombResult:
         return self._find_atom_energies()
 
 
-@dataclass(frozen=True, eq=False)
-class _KeptPlan:
-    """A plan, and all of the solver and the batch that it depends on."""
-
-    plan: CoulombPlan
-    settings: tuple[list[float] | float, float, str]
-    cell: Tensor
-    pbc: Tensor
-    system: Tensor
-    dtype: torch.dtype
-
-    def fits(self, batch: AtomicBatch) -> bool:
-        """Whether a batch would get the same plan: the same systems in the same cells, slabs and wires not outgrown."""
-        given = (batch.cell, batch.pbc, batch.system)
-        return (
-            batch.positions.dtype == self.dtype
-            and all(
-                mine.device == theirs.device and torch.equal(mine, theirs)
-                for mine, theirs in zip((self.cell, self.pbc, self.system), given, strict=True)
-            )
-            and self.plan.has_room(batch)
-        )
-
-
-class Coulomb:
+class Coulomb(Solver):
     r"""Sum the Coulomb interaction of Gaussian charges, dipoles and quadrupoles.
 
     Atom i carries a charge q, dipole u and traceless quadrupole Q, smeared so that two unit charges interact by
@@ -140,99 +107,15 @@ class Coulomb:
         self_interaction: bool = False,
         method: str = "auto",
     ) -> None:
-        if isinstance(smearing, Tensor):
-            smearing = smearing.detach().to("cpu", torch.float64)
-            wrong = ~(torch.isfinite(smearing) & (smearing > 0))
-            if smearing.ndim != 1 or bool(wrong.any()):
-                raise ValueError(
-                    f"`smearing` is {smearing.tolist()} but must be positive, one number or one per system (Å)"
-                )
-        elif not (math.isfinite(smearing) and smearing > 0):
-            raise ValueError(f"`smearing` is {smearing} but must be positive (Å)")
-        if not 1e-12 <= accuracy <= 0.1:
-            raise ValueError(f"`accuracy` is {accuracy} but must lie between 1e-12 and 0.1 (relative RMS force error)")
-        for name, value, allowed in (("background", background, _BACKGROUNDS), ("method", method, _METHODS)):
-            if value not in allowed:
-                raise ValueError(f"`{name}` is {value!r} but must be one of {', '.join(map(repr, allowed))}")
-        self.smearing = smearing
-        self.accuracy = float(accuracy)
+        super().__init__(smearing, accuracy=accuracy, method=method)
+        if background not in _BACKGROUNDS:
+            raise ValueError(f"`background` is {background!r} but must be one of {', '.join(map(repr, _BACKGROUNDS))}")
         self.background = background
         self.self_interaction = bool(self_interaction)
-        self.method = method
-        self._kept: _KeptPlan | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the plan of the last batch out of copies and files."""
-        return {**self.__dict__, "_kept": None}
 
     def config(self) -> dict[str, Any]:
         """Arguments that build the same solver, as plain values."""
-        smearing = self.smearing.tolist() if isinstance(self.smearing, Tensor) else float(self.smearing)
-        return {
-            "smearing": smearing,
-            "accuracy": self.accuracy,
-            "background": self.background,
-            "self_interaction": self.self_interaction,
-            "method": self.method,
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Coulomb:
-        """Build a solver from what `config` gives."""
-        config = dict(config)
-        smearing = config.pop("smearing", 1.0)
-        if isinstance(smearing, list):
-            smearing = torch.tensor(smearing, dtype=torch.float64)
-        return cls(smearing, **config)
-
-    def __repr__(self) -> str:
-        return f"Coulomb({', '.join(f'{name}={value!r}' for name, value in self.config().items())})"
-
-    def prepare(self, batch: AtomicBatch) -> CoulombPlan:
-        """Check a batch and settle how it will be summed.
-
-        The plan depends on which atoms belong to which system, on the cells and on ``pbc``, and for slabs and wires on
-        how far they extend along open directions, with room for a tenth more; otherwise not on the positions. It can be
-        kept while atoms move in fixed cells. When a cell changes, prepare again: an old plan lacks the
-        reciprocal vectors that have come inside the cutoff since, and the energy is then no longer continuous to all
-        digits. Takes no part in gradients; synchronizes the device.
-
-        Parameters
-        ----------
-        batch
-            The batch; ``numbers`` and ``neighbors`` are not looked at.
-
-        Returns
-        -------
-        CoulombPlan
-            The plan, on the device of the batch.
-
-        Raises
-        ------
-        ValueError
-            For wrong shapes, positions or periodic cells that are not finite, a zero or degenerate cell vector on a
-            periodic axis, a batch that does not fit ``smearing`` or ``method``.
-        TypeError
-            For wrong dtypes.
-        """
-        check_batch_shapes(batch)
-        check_batch_values(batch)
-        periodic = batch.pbc.any(dim=1)
-        if self.method == "open" and bool(periodic.any()):
-            raise ValueError(
-                f"`method` is 'open' but system {int(periodic.nonzero()[0])} is periodic: use method='auto' or change "
-                "`pbc`"
-            )
-        if isinstance(self.smearing, Tensor):
-            if len(self.smearing) != batch.n_systems:
-                raise ValueError(
-                    f"`smearing` has {len(self.smearing)} values but the batch has {batch.n_systems} systems: give one "
-                    "each"
-                )
-            smearing = self.smearing.numpy()
-        else:
-            smearing = np.full(batch.n_systems, float(self.smearing))
-        return make_plan(batch, smearing, self.accuracy, self.method)
+        return {**super().config(), "background": self.background, "self_interaction": self.self_interaction}
 
     def __call__(
         self,
@@ -319,37 +202,6 @@ class Coulomb:
         if order not in (0, 1, 2):
             raise ValueError(f"`order` is {order!r} but must be 0 (charges), 1 (dipoles) or 2 (quadrupoles)")
         return self._operator(batch, self._checked_plan(batch, plan), order, 3)
-
-    def _checked_plan(self, batch: AtomicBatch, plan: CoulombPlan | None) -> CoulombPlan:
-        if plan is None:
-            return self._plan_of(batch)
-        check_batch_shapes(batch)
-        if (plan.n_atoms, plan.n_systems) != (batch.n_atoms, batch.n_systems):
-            raise ValueError(
-                f"`plan` was prepared for {plan.n_atoms} atoms in {plan.n_systems} systems but the batch has "
-                f"{batch.n_atoms} in {batch.n_systems}: call prepare(batch) again"
-            )
-        return plan
-
-    def _plan_of(self, batch: AtomicBatch) -> CoulombPlan:
-        """Return the plan of the last batch where it fits this one, else a new one."""
-        kept = self._kept
-        settings = self._plan_settings()
-        if kept is not None and kept.settings == settings:
-            check_batch_shapes(batch)
-            if kept.fits(batch):
-                check_positions(batch)
-                return kept.plan
-        plan = self.prepare(batch)
-        if not torch.is_inference_mode_enabled():  # what is made there cannot take part in a graph later
-            cell = batch.cell.detach().clone()
-            self._kept = _KeptPlan(plan, settings, cell, batch.pbc.clone(), batch.system.clone(), batch.positions.dtype)
-        return plan
-
-    def _plan_settings(self) -> tuple[list[float] | float, float, str]:
-        """Return what a plan depends on besides the batch: attributes, which somebody may set."""
-        smearing = self.smearing.tolist() if isinstance(self.smearing, Tensor) else self.smearing
-        return smearing, self.accuracy, self.method
 
     def _operator(self, batch: AtomicBatch, plan: CoulombPlan, order: int, levels: int) -> CoulombOperator:
         return CoulombOperator(

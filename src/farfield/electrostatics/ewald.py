@@ -17,6 +17,7 @@ the same map, which makes the operator self-adjoint to rounding.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -25,6 +26,9 @@ from farfield.electrostatics.boundary import Truncation, kernel_factor
 from farfield.electrostatics.cutoff import switch
 from farfield.electrostatics.separable import WaveTables, moments, multi_indices, structure_factors
 from farfield.units import INVERSE_TWO_EPSILON_0
+
+#: Fourier transform v̂ of the interaction of two unit coefficients, from σ²k² and σ (Å).
+Transform = Callable[[Tensor, Tensor], Tensor]
 
 #: Signs (σ₂, σ₃) of h₂ and h₃ in the four octants with h₁ ≥ 0.
 _OCTANTS = ((1, 1), (1, -1), (-1, 1), (-1, -1))
@@ -50,6 +54,7 @@ def reciprocal_weights(
     ranges: tuple[int, int, int],
     cutoff: Tensor,
     truncation: Truncation | None = None,
+    transform: Transform | None = None,
 ) -> Tensor:
     """Weights w(k) of |S(k)|², times the number of k that each stored one stands for.
 
@@ -65,6 +70,8 @@ def reciprocal_weights(
         σ|k| at which the switch reaches zero, shape (members,).
     truncation
         How the kernel ends where ``cell`` is padded; None for systems periodic along all axes.
+    transform
+        v̂(k) of another interaction than Coulomb's, finite at k = 0, which is kept: w = v̂/2V.
 
     Returns
     -------
@@ -81,21 +88,25 @@ def reciprocal_weights(
     h = torch.cartesian_prod(*axes).mT.flip(0).contiguous()
     # Every k and −k are one term; a zero index makes two octants coincide.
     count = torch.pow(0.5, (h == 0).sum(0, dtype=cell.dtype)) * 2.0
-    if truncation is None:
+    if transform is not None:
+        squared = _squared_lengths(h, cell * (1.0 / smearing)[:, None, None])
+        strength, scale = transform(squared, smearing[:, None, None]), 0.5
+    elif truncation is None:
         # k = 0, the first, is left out: its count is zero, and the one added there keeps 1/k² finite in the backward
         # pass.
         count[0] = 0.0
         origin = torch.zeros_like(count)
         origin[0] = 1.0
         squared = _squared_lengths(h, cell * (1.0 / smearing)[:, None, None])
-        kernel = (smearing**2)[:, None, None] / (squared + origin)
+        strength = torch.exp(-0.5 * squared) * (smearing**2)[:, None, None] / (squared + origin)
+        scale = INVERSE_TWO_EPSILON_0
     else:
         signs = torch.tensor([[1.0, *pair] for pair in _OCTANTS], dtype=cell.dtype, device=device)
         squared, kernel = kernel_factor((h.mT * signs[:, None]).reshape(-1, 3), cell, truncation)
         squared, kernel = (part.unflatten(1, (4, -1)) for part in ((smearing**2)[:, None] * squared, kernel))
-    weight = torch.exp(-0.5 * squared) * switch(squared / (cutoff**2)[:, None, None]) * kernel
+        strength, scale = torch.exp(-0.5 * squared) * kernel, INVERSE_TWO_EPSILON_0
     volume = torch.linalg.det(cell).abs()
-    return weight * ((INVERSE_TWO_EPSILON_0 / volume)[:, None, None] * count)
+    return strength * switch(squared / (cutoff**2)[:, None, None]) * ((scale / volume)[:, None, None] * count)
 
 
 def _squared_lengths(h: Tensor, cell: Tensor) -> Tensor:
@@ -183,6 +194,8 @@ class EwaldGeometry:
         wanted of the potential (1 potential, 2 field, 3 field gradient).
     truncation
         How the kernel ends for systems that are open along some axes; ``cell`` is the padded one then.
+    transform
+        v̂(k) of another interaction than Coulomb's.
     """
 
     def __init__(
@@ -196,6 +209,7 @@ class EwaldGeometry:
         source_levels: int,
         field_levels: int,
         truncation: Truncation | None = None,
+        transform: Transform | None = None,
     ) -> None:
         dtype = positions.dtype
         self.source_level, self.field_level = source_levels - 1, field_levels - 1
@@ -204,7 +218,7 @@ class EwaldGeometry:
         inverse = torch.linalg.inv(reduced)
         fractional = positions.double() @ inverse
         fractional = fractional - torch.round(fractional.detach())
-        self.weights = reciprocal_weights(reduced, smearing, ranges, cutoff, truncation).to(dtype)
+        self.weights = reciprocal_weights(reduced, smearing, ranges, cutoff, truncation, transform).to(dtype)
         self.fractional = fractional
         self.tables = WaveTables(fractional, ranges, dtype)
         self.octants = torch.tensor(_octant_matrix(), dtype=dtype, device=positions.device)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -62,7 +63,12 @@ def _indices(shape: tuple[int, int, int], like: Tensor) -> list[Tensor]:
 
 
 def influence(
-    cell: Tensor, smearing: Tensor, shape: tuple[int, int, int], order: int, truncation: Truncation | None = None
+    cell: Tensor,
+    smearing: Tensor,
+    shape: tuple[int, int, int],
+    order: int,
+    truncation: Truncation | None = None,
+    transform: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Influence function Ĝ on the half spectrum of a real mesh (eV/e²), float64, shape (n₁, n₂, n₃/2 + 1).
 
@@ -76,6 +82,9 @@ def influence(
         Of the mesh and its splines.
     truncation
         How the kernel ends; None for a system that is periodic along all axes.
+    transform
+        v̂(k) of another interaction than Coulomb's, from σ²k² and σ, finite at k = 0, which is kept: it takes the place
+        of 4π k_e e^{−σ²k²/2}/k².
     """
     h = _indices(shape, cell)
     # At the Nyquist index N/2 the signs of h are one: cross terms of k² there would break the symmetry k → −k.
@@ -92,8 +101,9 @@ def influence(
                 + crossed[0] * crossed[2] * metric[0, 2]
                 + crossed[1] * crossed[2] * metric[1, 2]
             )
-        origin = (h[0] == 0) & (h[1] == 0) & (h[2] == 0)
-        kernel = torch.where(origin, 0.0, 1.0 / torch.where(origin, 1.0, squared))
+        if transform is None:
+            origin = (h[0] == 0) & (h[1] == 0) & (h[2] == 0)
+            kernel = torch.where(origin, 0.0, 1.0 / torch.where(origin, 1.0, squared))
     else:
         grid = torch.stack(torch.broadcast_tensors(*h), -1).reshape(-1, 3)
         along = torch.stack(torch.broadcast_tensors(*crossed), -1).reshape(-1, 3)[:, : truncation.periodic]
@@ -104,6 +114,8 @@ def influence(
         _spline_factor(n, order, axis == 2).to(cell.device).view([-1 if a == axis else 1 for a in range(3)])
         for axis, n in enumerate(shape)
     ]
+    if transform is not None:
+        return transform(smearing**2 * squared, smearing) * (factors[0] * factors[1] * factors[2] / volume)
     scale = 4.0 * math.pi * COULOMB_CONSTANT / volume
     return torch.exp(-0.5 * smearing**2 * squared) * kernel * (scale * factors[0] * factors[1] * factors[2])
 

@@ -7,6 +7,7 @@ of multipoles it is applied to. What a response or a self-consistent solution ne
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from farfield.atoms.batch import AtomicBatch
 from farfield.electrostatics.boundary import check_room, padded_cell
 from farfield.electrostatics.checks import check_multipole_shapes
-from farfield.electrostatics.ewald import EwaldGeometry
+from farfield.electrostatics.ewald import EwaldGeometry, Transform
 from farfield.electrostatics.mesh import MeshGeometry, influence
 from farfield.electrostatics.multipoles import Multipoles
 from farfield.electrostatics.open_charges import open_charge_energy
@@ -120,6 +121,17 @@ class _OpenSum:
         return energy
 
 
+def positions_and_cells(group: EwaldGroup | MeshGroup, batch: AtomicBatch) -> tuple[Tensor, Tensor]:
+    """Positions (members, slots, 3) and cells (members, 3, 3) of a group, the cells padded along open directions."""
+    cell = batch.cell.index_select(0, group.padding.systems)
+    positions = group.padding.gather(batch.positions)
+    if group.truncation is None:
+        return positions, cell
+    if positions.device.type == "cpu":  # elsewhere it would wait for the device
+        check_room(positions, group.padding.mask, cell, group.padding.systems, group.truncation)
+    return positions, padded_cell(cell.double(), group.truncation)
+
+
 class _ReciprocalSum:
     """Systems summed in reciprocal space: what Ewald and the mesh have in common.
 
@@ -139,21 +151,14 @@ class _ReciprocalSum:
         self, group: EwaldGroup | MeshGroup, batch: AtomicBatch, background: str, factors: Tensor | None
     ) -> None:
         self.padding = group.padding
-        cell = batch.cell.index_select(0, group.padding.systems)
-        self._positions = group.padding.gather(batch.positions)
-        truncation = group.truncation
-        if truncation is not None:
-            if self._positions.device.type == "cpu":  # elsewhere it would wait for the device
-                check_room(self._positions, group.padding.mask, cell, group.padding.systems, truncation)
-            cell = padded_cell(cell.double(), truncation)
-        self._cell = cell
+        self._positions, self._cell = positions_and_cells(group, batch)
         dtype = self._positions.dtype
         self._smearing = group.smearing.to(dtype)[:, None]
         self._factors = None if factors is None else factors.to(dtype)
         # −π k_e σ² Q²/V turns the background that neutralizes Gaussians into the one of point charges.
         self._shift = None
-        if background == "point" and truncation is None:
-            volume = torch.linalg.det(cell.double()).abs()
+        if background == "point" and group.truncation is None:
+            volume = torch.linalg.det(self._cell.double()).abs()
             self._shift = -math.pi * COULOMB_CONSTANT * group.smearing**2 / volume
 
     def _sum_potential(self, multipoles: Multipoles) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -223,7 +228,7 @@ class _MeshSum(_ReciprocalSum):
             self._positions[0],
             self._cell[0].double(),
             group.basis[0],
-            _mesh_kernel(group, self._cell, order, self._positions.dtype),
+            mesh_kernel(group, self._cell, order, self._positions.dtype),
             group.shapes[order],
             group.orders[order],
             source_degree=order,
@@ -250,12 +255,18 @@ class _MeshSum(_ReciprocalSum):
         return self._geometry.energy(self._density(multipoles))[None]
 
 
-def _mesh_kernel(group: MeshGroup, cell: Tensor, order: int, dtype: torch.dtype) -> Tensor:
-    """Influence function of a system: that of the plan where its cell is still the one of the plan."""
+def mesh_kernel(
+    group: MeshGroup, cell: Tensor, order: int, dtype: torch.dtype, transform: Transform | None = None
+) -> Tensor:
+    """Influence function of a system: that of the plan where its cell is still the one of the plan.
+
+    ``transform`` is that of another interaction than Coulomb's, which is summed with its images along open directions.
+    """
 
     def make(cell: Tensor) -> Tensor:
         reduced = group.basis[0] @ cell[0].double()
-        kernel = influence(reduced, group.smearing[0], group.shapes[order], group.orders[order], group.truncation)
+        truncation = group.truncation if transform is None else None
+        kernel = influence(reduced, group.smearing[0], group.shapes[order], group.orders[order], truncation, transform)
         return kernel.to(dtype)
 
     if cell.requires_grad and torch.is_grad_enabled():
@@ -338,24 +349,35 @@ class CoulombOperator:
 
         def collect(index: int, shape: tuple[int, ...]) -> Tensor | None:
             blocks = [
-                part.padding.release(block)
+                (part.padding, block)
                 for part, outcome in zip(self._sums, parts, strict=True)
                 if (block := outcome[index]) is not None
             ]
             if not blocks:
                 return None if parts else q.new_zeros(shape)
-            joined = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
-            return joined if self._plan.order is None else joined.index_select(0, self._plan.order)
+            return join_atoms(self._plan, blocks)
 
         value = collect(0, (0,))
         return q if value is None else value, collect(1, (0, 3)), collect(2, (0, 3, 3))
 
     def energy(self, multipoles: Multipoles) -> Float[Tensor, " systems"]:
         """½⟨m, A m⟩ of each system (eV), float64."""
-        energy = torch.zeros(self._plan.n_systems, dtype=torch.float64, device=multipoles.charges.device)
-        for part in self._sums:
-            values = part.energy(_padded(part.padding, multipoles))
-            if part.padding.whole_batch:
-                return values
-            energy = energy.index_copy(0, part.padding.systems, values)
-        return energy
+        parts = ((part.padding, part.energy(_padded(part.padding, multipoles))) for part in self._sums)
+        return join_systems(self._plan, parts, multipoles.charges.device)
+
+
+def join_atoms(plan: CoulombPlan, blocks: Sequence[tuple[Padding, Tensor]]) -> Tensor:
+    """Values of the atoms of a batch (atoms, …), from padded blocks of all of its groups."""
+    released = [padding.release(block) for padding, block in blocks]
+    joined = released[0] if len(released) == 1 else torch.cat(released)
+    return joined if plan.order is None else joined.index_select(0, plan.order)
+
+
+def join_systems(plan: CoulombPlan, parts: Iterable[tuple[Padding, Tensor]], device: torch.device) -> Tensor:
+    """Energies of the systems of a batch (systems,), from those of the members of its groups; zero if empty."""
+    energy = torch.zeros(plan.n_systems, dtype=torch.float64, device=device)
+    for padding, values in parts:
+        if padding.whole_batch:
+            return values
+        energy = energy.index_copy(0, padding.systems, values)
+    return energy

@@ -176,6 +176,8 @@ class CoulombPlan:
     order
         Position of each atom of the batch in the concatenation of the groups, shape (atoms,); None where it is the
         same.
+    gap
+        Room to the images along open directions (Å); None where a truncated kernel keeps them out.
     """
 
     n_atoms: int
@@ -183,6 +185,7 @@ class CoulombPlan:
     smearing: Float[Tensor, " systems"]
     groups: tuple[OpenGroup | EwaldGroup | MeshGroup, ...]
     order: Int[Tensor, " atoms"] | None
+    gap: float | None = None
 
     def has_room(self, batch: AtomicBatch) -> bool:
         """Whether slabs, wires and clusters of a batch still fit the padding that was made for them."""
@@ -258,7 +261,9 @@ class _Reciprocal:
     ranges: np.ndarray
 
 
-def make_plan(batch: AtomicBatch, smearing: np.ndarray, accuracy: float, method: str = "auto") -> CoulombPlan:
+def make_plan(
+    batch: AtomicBatch, smearing: np.ndarray, accuracy: float, method: str = "auto", gap: float | None = None
+) -> CoulombPlan:
     """Group the systems of a checked batch and size their sums.
 
     Parameters
@@ -271,6 +276,8 @@ def make_plan(batch: AtomicBatch, smearing: np.ndarray, accuracy: float, method:
         Relative RMS force error.
     method
         ``"auto"``, ``"open"``, ``"ewald"`` or ``"mesh"``; see `Coulomb`.
+    gap
+        Room (Å) to the images along open directions, for an interaction so short that no truncated kernel is needed.
     """
     device = batch.positions.device
     counts = batch.counts.cpu().numpy()
@@ -289,7 +296,7 @@ def make_plan(batch: AtomicBatch, smearing: np.ndarray, accuracy: float, method:
             alike = alike[~direct]
         if not len(alike):
             continue
-        sizes = _reciprocal_sizes(batch, alike, counts, starts, pbc, smearing, accuracy)
+        sizes = _reciprocal_sizes(batch, alike, counts, starts, pbc, smearing, accuracy, gap)
         by_ewald = []
         for index, system in enumerate(alike.tolist()):
             atoms, sigma = int(counts[system]), float(smearing[system])
@@ -322,6 +329,7 @@ def make_plan(batch: AtomicBatch, smearing: np.ndarray, accuracy: float, method:
         smearing=torch.from_numpy(smearing).to(device),
         groups=tuple(groups),
         order=None if ordered else torch.argsort(laid_out),
+        gap=gap,
     )
 
 
@@ -368,6 +376,7 @@ def _reciprocal_sizes(
     pbc: np.ndarray,
     smearing: np.ndarray,
     accuracy: float,
+    gap: float | None,
 ) -> _Reciprocal:
     dimension = int(pbc[systems[0]].sum())
     cells = batch.cell.detach().to("cpu", torch.float64)[systems]
@@ -376,7 +385,7 @@ def _reciprocal_sizes(
         padding = _padding(systems.tolist(), counts, starts, torch.device("cpu"))
         positions = padding.gather(batch.positions.detach().to("cpu", torch.float64))
         sigma = torch.from_numpy(smearing[systems])
-        truncation, cells = make_truncation(positions, padding.mask, cells, pbc[systems], sigma)
+        truncation, cells = make_truncation(positions, padding.mask, cells, pbc[systems], sigma, gap)
     basis = reduced_bases(cells.numpy(), dimension)
     lengths = np.linalg.norm(basis @ cells.numpy(), axis=2)
     cutoffs = np.array([[reduced_cutoff(accuracy, order, float(smearing[i])) for i in systems] for order in range(3)])

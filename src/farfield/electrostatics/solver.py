@@ -1,0 +1,187 @@
+"""What the solvers share: their common arguments, and the plan of the last batch, which is kept."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from farfield.atoms.batch import AtomicBatch
+from farfield.electrostatics.checks import check_batch_shapes, check_batch_values, check_positions
+from farfield.electrostatics.plan import CoulombPlan, make_plan
+
+_METHODS = ("auto", "open", "ewald", "mesh")
+
+
+@dataclass(frozen=True, eq=False)
+class _KeptPlan:
+    """A plan, and all of the solver and the batch that it depends on."""
+
+    plan: CoulombPlan
+    settings: tuple[list[float] | float, float, str]
+    cell: Tensor
+    pbc: Tensor
+    system: Tensor
+    dtype: torch.dtype
+
+    def fits(self, batch: AtomicBatch) -> bool:
+        """Whether a batch would get the same plan: the same systems in the same cells, slabs and wires not outgrown."""
+        given = (batch.cell, batch.pbc, batch.system)
+        return (
+            batch.positions.dtype == self.dtype
+            and all(
+                mine.device == theirs.device and torch.equal(mine, theirs)
+                for mine, theirs in zip((self.cell, self.pbc, self.system), given, strict=True)
+            )
+            and self.plan.has_room(batch)
+        )
+
+
+class Solver:
+    """Arguments and plans of a sum over batches of systems.
+
+    Parameters
+    ----------
+    smearing
+        Width σ (Å): a number, or one per system, shape (systems,). No gradient in it.
+    accuracy
+        Relative RMS error of the forces.
+    method
+        ``"auto"``, ``"open"``, ``"ewald"`` or ``"mesh"``.
+
+    Raises
+    ------
+    ValueError
+        For a smearing that is not positive, an accuracy outside 1e-12 … 0.1, an unknown method.
+    """
+
+    #: Whether the kernel ends before the images along open directions, instead of images being far enough away.
+    _truncates = True
+
+    def __init__(self, smearing: float | Float[Tensor, " systems"], *, accuracy: float, method: str) -> None:
+        if isinstance(smearing, Tensor):
+            smearing = smearing.detach().to("cpu", torch.float64)
+            wrong = ~(torch.isfinite(smearing) & (smearing > 0))
+            if smearing.ndim != 1 or bool(wrong.any()):
+                raise ValueError(
+                    f"`smearing` is {smearing.tolist()} but must be positive, one number or one per system (Å)"
+                )
+        elif not (math.isfinite(smearing) and smearing > 0):
+            raise ValueError(f"`smearing` is {smearing} but must be positive (Å)")
+        if not 1e-12 <= accuracy <= 0.1:
+            raise ValueError(f"`accuracy` is {accuracy} but must lie between 1e-12 and 0.1 (relative RMS force error)")
+        if method not in _METHODS:
+            raise ValueError(f"`method` is {method!r} but must be one of {', '.join(map(repr, _METHODS))}")
+        self.smearing = smearing
+        self.accuracy = float(accuracy)
+        self.method = method
+        self._kept: _KeptPlan | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the plan of the last batch out of copies and files."""
+        return {**self.__dict__, "_kept": None}
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that build the same solver, as plain values."""
+        smearing = self.smearing.tolist() if isinstance(self.smearing, Tensor) else float(self.smearing)
+        return {"smearing": smearing, "accuracy": self.accuracy, "method": self.method}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """Build a solver from what `config` gives."""
+        config = dict(config)
+        smearing = config.pop("smearing", 1.0)
+        if isinstance(smearing, list):
+            smearing = torch.tensor(smearing, dtype=torch.float64)
+        return cls(smearing, **config)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.config().items())})"
+
+    def _make_plan(self, batch: AtomicBatch, smearing: np.ndarray) -> CoulombPlan:
+        """Plan a checked batch whose systems have these σ (Å)."""
+        return make_plan(batch, smearing, self.accuracy, self.method)
+
+    def prepare(self, batch: AtomicBatch) -> CoulombPlan:
+        """Check a batch and settle how it will be summed.
+
+        The plan depends on which atoms belong to which system, on the cells and on ``pbc``, and for slabs and wires on
+        how far they extend along open directions, with room for a tenth more; otherwise not on the positions. It can be
+        kept while atoms move in fixed cells. When a cell changes, prepare again: an old plan lacks the
+        reciprocal vectors that have come inside the cutoff since, and the energy is then no longer continuous to all
+        digits. Takes no part in gradients; synchronizes the device.
+
+        Parameters
+        ----------
+        batch
+            The batch; ``numbers`` and ``neighbors`` are not looked at.
+
+        Returns
+        -------
+        CoulombPlan
+            The plan, on the device of the batch.
+
+        Raises
+        ------
+        ValueError
+            For wrong shapes, positions or periodic cells that are not finite, a zero or degenerate cell vector on a
+            periodic axis, a batch that does not fit ``smearing`` or ``method``.
+        TypeError
+            For wrong dtypes.
+        """
+        check_batch_shapes(batch)
+        check_batch_values(batch)
+        periodic = batch.pbc.any(dim=1)
+        if self.method == "open" and bool(periodic.any()):
+            raise ValueError(
+                f"`method` is 'open' but system {int(periodic.nonzero()[0])} is periodic: use method='auto' or change "
+                "`pbc`"
+            )
+        if isinstance(self.smearing, Tensor):
+            if len(self.smearing) != batch.n_systems:
+                raise ValueError(
+                    f"`smearing` has {len(self.smearing)} values but the batch has {batch.n_systems} systems: give one "
+                    "each"
+                )
+            return self._make_plan(batch, self.smearing.numpy())
+        return self._make_plan(batch, np.full(batch.n_systems, float(self.smearing)))
+
+    def _checked_plan(self, batch: AtomicBatch, plan: CoulombPlan | None) -> CoulombPlan:
+        if plan is None:
+            return self._plan_of(batch)
+        check_batch_shapes(batch)
+        if (plan.n_atoms, plan.n_systems) != (batch.n_atoms, batch.n_systems):
+            raise ValueError(
+                f"`plan` was prepared for {plan.n_atoms} atoms in {plan.n_systems} systems but the batch has "
+                f"{batch.n_atoms} in {batch.n_systems}: call prepare(batch) again"
+            )
+        if (plan.gap is None) != self._truncates:
+            raise ValueError(
+                f"`plan` is that of another solver: give what prepare(batch) of this {type(self).__name__} gives"
+            )
+        return plan
+
+    def _plan_of(self, batch: AtomicBatch) -> CoulombPlan:
+        """Return the plan of the last batch where it fits this one, else a new one."""
+        kept = self._kept
+        settings = self._plan_settings()
+        if kept is not None and kept.settings == settings:
+            check_batch_shapes(batch)
+            if kept.fits(batch):
+                check_positions(batch)
+                return kept.plan
+        plan = self.prepare(batch)
+        if not torch.is_inference_mode_enabled():  # what is made there cannot take part in a graph later
+            cell = batch.cell.detach().clone()
+            self._kept = _KeptPlan(plan, settings, cell, batch.pbc.clone(), batch.system.clone(), batch.positions.dtype)
+        return plan
+
+    def _plan_settings(self) -> tuple[list[float] | float, float, str]:
+        """Return what a plan depends on besides the batch: attributes, which somebody may set."""
+        smearing = self.smearing.tolist() if isinstance(self.smearing, Tensor) else self.smearing
+        return smearing, self.accuracy, self.method
