@@ -21,7 +21,7 @@ from electrostatic_systems import (
 from farfield.atoms.batch import AtomicBatch, concatenate
 from farfield.electrostatics.cost import mesh_size, mesh_spacing
 from farfield.electrostatics.coulomb import Coulomb
-from farfield.electrostatics.mesh import MeshGeometry, good_size, influence
+from farfield.electrostatics.mesh import MeshGeometry, good_size, influence, inverse_transform
 from farfield.electrostatics.multipoles import Multipoles
 from farfield.electrostatics.plan import MeshGroup
 
@@ -289,3 +289,16 @@ def test_plans_of_meshes_move_between_devices_and_dtypes():
     expected = coulomb(batch, Multipoles(charges), plan).energy
     rounded = coulomb(batch.to(dtype=torch.float32), Multipoles(charges.float()), plan).energy
     torch.testing.assert_close(rounded, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("shape", [(12, 9, 10), (7, 5, 9), (16, 512, 512)])
+def test_the_inverse_transform_brings_a_mesh_back(shape, dtype):
+    """Also for shapes at which torch's own transform from complex to real writes beyond its memory."""
+    mesh = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    spectrum = torch.fft.rfftn(mesh)
+    kept = spectrum.clone()
+    for _ in range(4):
+        found = inverse_transform(spectrum, shape[2]) / mesh.numel()
+        torch.testing.assert_close(found, mesh, rtol=0, atol=1e-12 if dtype == torch.float64 else 1e-5)
+    assert torch.equal(spectrum, kept), "the argument must not change"

@@ -129,8 +129,25 @@ def _counts(shape: tuple[int, int, int], like: Tensor) -> Tensor:
     return counts
 
 
+def inverse_transform(spectrum: Tensor, size: int) -> Tensor:
+    """Real mesh Σ_k s(k) e^{ik·g} of a half spectrum, ``size`` points along its last axis.
+
+    On the CPU the last axis, complex to real, is transformed by scipy: `torch.fft.irfft` of torch 2.13 with MKL 2024.2
+    writes beyond its memory for some thousands of transforms at once (float64, 16×512×512 points for instance: the
+    process dies in ``free`` sooner or later).
+    """
+    if spectrum.device.type != "cpu":
+        n1, n2, _ = spectrum.shape
+        return torch.fft.irfftn(spectrum, s=(n1, n2, size), norm="forward")
+    from scipy.fft import irfft
+
+    rows = torch.fft.ifftn(spectrum, dim=(0, 1), norm="forward").contiguous()
+    real = irfft(rows.numpy(), size, axis=2, norm="forward", overwrite_x=True, workers=torch.get_num_threads())
+    return torch.from_numpy(real)
+
+
 def _convolve(density: Tensor, kernel: Tensor) -> Tensor:
-    return torch.fft.irfftn(torch.fft.rfftn(density).mul_(kernel), s=density.shape, norm="forward")
+    return inverse_transform(torch.fft.rfftn(density).mul_(kernel), density.shape[2])
 
 
 class _Convolve(torch.autograd.Function):
