@@ -161,7 +161,7 @@ def work_of(
 
 def floor_work(batch: AtomicBatch, multipoles: Multipoles, accuracy: float, dtype: torch.dtype) -> Callable[[], object]:
     """One pair of transforms of farfield's mesh, and one spreading of the atoms."""
-    from farfield.electrostatics.mesh import inverse_transform
+    from farfield.electrostatics.mesh import inverse_transform, transform
     from farfield.electrostatics.spreading import Stencil, count_of, spread
 
     degree = len(given(multipoles)) - 1
@@ -173,7 +173,7 @@ def floor_work(batch: AtomicBatch, multipoles: Multipoles, accuracy: float, dtyp
 
     def work() -> object:
         mesh = spread(u, coefficients, stencil, degree)
-        return inverse_transform(torch.fft.rfftn(mesh), mesh.shape[2])
+        return inverse_transform(transform(mesh), mesh.shape[2])
 
     return work
 

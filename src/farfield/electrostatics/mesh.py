@@ -129,25 +129,32 @@ def _counts(shape: tuple[int, int, int], like: Tensor) -> Tensor:
     return counts
 
 
-def inverse_transform(spectrum: Tensor, size: int) -> Tensor:
-    """Real mesh Σ_k s(k) e^{ik·g} of a half spectrum, ``size`` points along its last axis.
+def transform(mesh: Tensor) -> Tensor:
+    """Half spectrum of a real mesh.
 
-    On the CPU the last axis, complex to real, is transformed by scipy: `torch.fft.irfft` of torch 2.13 with MKL 2024.2
-    writes beyond its memory for some thousands of transforms at once (float64, 16×512×512 points for instance: the
-    process dies in ``free`` sooner or later).
+    On the CPU by scipy, as `inverse_transform`: the transforms of torch 2.13 with MKL 2024.2 write beyond their memory
+    where there are some thousands of rows (float64, 16×512×512 points for instance: the process dies in ``free``
+    sooner or later).
     """
-    if spectrum.device.type != "cpu":
-        n1, n2, _ = spectrum.shape
-        return torch.fft.irfftn(spectrum, s=(n1, n2, size), norm="forward")
-    from scipy.fft import irfft
+    if mesh.device.type != "cpu":
+        return torch.fft.rfftn(mesh)
+    from scipy.fft import rfftn
 
-    rows = torch.fft.ifftn(spectrum, dim=(0, 1), norm="forward").contiguous()
-    real = irfft(rows.numpy(), size, axis=2, norm="forward", overwrite_x=True, workers=torch.get_num_threads())
-    return torch.from_numpy(real)
+    return torch.from_numpy(rfftn(mesh.numpy(), workers=torch.get_num_threads()))
+
+
+def inverse_transform(spectrum: Tensor, size: int) -> Tensor:
+    """Real mesh Σ_k s(k) e^{ik·g} of a half spectrum, ``size`` points along its last axis."""
+    n1, n2, _ = spectrum.shape
+    if spectrum.device.type != "cpu":
+        return torch.fft.irfftn(spectrum, s=(n1, n2, size), norm="forward")
+    from scipy.fft import irfftn
+
+    return torch.from_numpy(irfftn(spectrum.numpy(), (n1, n2, size), norm="forward", workers=torch.get_num_threads()))
 
 
 def _convolve(density: Tensor, kernel: Tensor) -> Tensor:
-    return inverse_transform(torch.fft.rfftn(density).mul_(kernel), density.shape[2])
+    return inverse_transform(transform(density).mul_(kernel), density.shape[2])
 
 
 class _Convolve(torch.autograd.Function):
@@ -172,7 +179,7 @@ class _Correlate(torch.autograd.Function):
     @staticmethod
     def forward(ctx, first, second):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(first, second)
-        left, right = torch.fft.rfftn(first), torch.fft.rfftn(second)
+        left, right = transform(first), transform(second)
         return (left.real * right.real + left.imag * right.imag) * _counts(first.shape, first)
 
     @staticmethod
