@@ -183,28 +183,27 @@ def test_batch_of_all_boundary_conditions_is_a_loop():
             torch.testing.assert_close(mine, whole, rtol=1e-9, atol=1e-9)
 
 
-def test_charged_sheets_attract_and_repel_by_their_charge_per_area():
+def slope_between(charges: list[float], pbc: tuple[bool, ...], edge: float, apart: float) -> float:
+    """∂E/∂d of two lattices of charges (squares for a slab, rows for a wire), a distance apart along the third axis."""
+    distance = torch.tensor(apart, dtype=torch.float64, requires_grad=True)
+    positions = torch.stack((torch.zeros(3, dtype=torch.float64), torch.stack((0 * distance, 0 * distance, distance))))
+    batch = one_system(positions, EYE * edge).replace(pbc=torch.tensor([pbc]))
+    energy = Coulomb(accuracy=1e-8)(batch, Multipoles(torch.tensor(charges, dtype=torch.float64))).energy
+    return float(torch.autograd.grad(energy.sum(), distance)[0])
+
+
+@pytest.mark.parametrize("charges", [[1.0, -1.0], [1.0, 2.0]])
+def test_charged_sheets_attract_and_repel_by_their_charge_per_area(charges):
     """Two flat square lattices of charges far apart: ∂E/∂d = −2π k_e q q′/A for each cell, at any distance."""
-    edge, distance = 3.0, torch.tensor(9.0, dtype=torch.float64, requires_grad=True)
-    positions = torch.stack((torch.zeros(3, dtype=torch.float64), torch.stack((0 * distance, 0 * distance, distance))))
-    batch = one_system(positions, EYE * edge).replace(pbc=torch.tensor([SLAB]))
-    for charges in ([1.0, -1.0], [1.0, 2.0]):
-        energy = Coulomb(accuracy=1e-8)(batch, Multipoles(torch.tensor(charges, dtype=torch.float64))).energy
-        (slope,) = torch.autograd.grad(energy.sum(), distance, retain_graph=True)
-        expected = -2.0 * math.pi * COULOMB_CONSTANT * charges[0] * charges[1] / edge**2
-        assert float(slope) == pytest.approx(expected, rel=1e-7)
+    expected = -2.0 * math.pi * COULOMB_CONSTANT * charges[0] * charges[1] / 3.0**2
+    assert slope_between(charges, SLAB, 3.0, 9.0) == pytest.approx(expected, rel=1e-7)
 
 
-def test_charged_lines_attract_and_repel_by_their_charge_per_length():
+@pytest.mark.parametrize("charges", [[1.0, -1.0], [1.0, 2.0]])
+def test_charged_lines_attract_and_repel_by_their_charge_per_length(charges):
     """Two parallel rows of charges far apart: ∂E/∂d = −2 k_e q q′/(L d)."""
-    edge, distance = 3.0, torch.tensor(12.0, dtype=torch.float64, requires_grad=True)
-    positions = torch.stack((torch.zeros(3, dtype=torch.float64), torch.stack((0 * distance, 0 * distance, distance))))
-    batch = one_system(positions, EYE * edge).replace(pbc=torch.tensor([WIRE]))
-    for charges in ([1.0, -1.0], [1.0, 2.0]):
-        energy = Coulomb(accuracy=1e-8)(batch, Multipoles(torch.tensor(charges, dtype=torch.float64))).energy
-        (slope,) = torch.autograd.grad(energy.sum(), distance, retain_graph=True)
-        expected = -2.0 * COULOMB_CONSTANT * charges[0] * charges[1] / (edge * 12.0)
-        assert float(slope) == pytest.approx(expected, rel=1e-6)
+    expected = -2.0 * COULOMB_CONSTANT * charges[0] * charges[1] / (3.0 * 12.0)
+    assert slope_between(charges, WIRE, 3.0, 12.0) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("pbc", [SLAB, WIRE, CLUSTER])

@@ -7,6 +7,7 @@ of multipoles it is applied to. What a response or a self-consistent solution ne
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -132,7 +133,7 @@ def positions_and_cells(group: EwaldGroup | MeshGroup, batch: AtomicBatch) -> tu
     return positions, padded_cell(cell.double(), group.truncation)
 
 
-class _ReciprocalSum:
+class _ReciprocalSum(ABC):
     """Systems summed in reciprocal space: what Ewald and the mesh have in common.
 
     Parameters
@@ -161,11 +162,13 @@ class _ReciprocalSum:
             volume = torch.linalg.det(self._cell.double()).abs()
             self._shift = -math.pi * COULOMB_CONSTANT * group.smearing**2 / volume
 
+    @abstractmethod
     def _sum_potential(self, multipoles: Multipoles) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        raise NotImplementedError
+        """Potential, gradient and second derivatives at the atoms, self-interaction included."""
 
+    @abstractmethod
     def _sum_energy(self, multipoles: Multipoles) -> Tensor:
-        raise NotImplementedError
+        """Energy of each member (eV), float64, self-interaction included."""
 
     def potential(self, multipoles: Multipoles) -> tuple[Tensor, Tensor | None, Tensor | None]:
         value, gradient, second = self._sum_potential(multipoles)

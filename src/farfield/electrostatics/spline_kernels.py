@@ -56,6 +56,18 @@ def _weights(x, order, degree, out, work):  # type: ignore[no-untyped-def]
             out[d, j] = work[0, order - 1 - j]
 
 
+@_compiled
+def _place(u, order, degree, n3, w1, w2, w3, g3, work):  # type: ignore[no-untyped-def]
+    """Weights of an atom along the axes, its points along the third, and its first (unwrapped) along the others."""
+    f1, f2, f3 = np.floor(u[0]), np.floor(u[1]), np.floor(u[2])
+    _weights(u[0] - f1, order, degree, w1, work)
+    _weights(u[1] - f2, order, degree, w2, work)
+    _weights(u[2] - f3, order, degree, w3, work)
+    for k in range(order):
+        g3[k] = (int(f3) - order + 1 + k) % n3
+    return int(f1) - order + 1, int(f2) - order + 1
+
+
 @functools.cache
 def kernels(order: int, degree: int) -> tuple[Callable[..., None], Callable[..., None]]:
     """Make the kernels for one order of splines and all derivatives up to a degree.
@@ -87,15 +99,9 @@ def kernels(order: int, degree: int) -> tuple[Callable[..., None], Callable[...,
         folded = np.zeros((top, top), mesh.dtype)
         g3 = np.zeros(p, np.int64)
         for atom in atoms:
-            f1, f2, f3 = np.floor(u[atom, 0]), np.floor(u[atom, 1]), np.floor(u[atom, 2])
-            _weights(u[atom, 0] - f1, p, degree, w1, work)
-            _weights(u[atom, 1] - f2, p, degree, w2, work)
-            _weights(u[atom, 2] - f3, p, degree, w3, work)
-            b1, b2, b3 = int(f1) - p + 1, int(f2) - p + 1, int(f3) - p + 1
-            for k in range(p):
-                g3[k] = (b3 + k) % n3
-            inside = g3[0] + p <= n3
+            b1, b2 = _place(u[atom], p, degree, n3, w1, w2, w3, g3, work)
             start = g3[0]
+            inside = start + p <= n3
             c = coefficients[atom]
             for i in range(p):
                 g1 = (b1 + i) % n1
@@ -138,15 +144,9 @@ def kernels(order: int, degree: int) -> tuple[Callable[..., None], Callable[...,
         folded = np.zeros((top, top), mesh.dtype)
         g3 = np.zeros(p, np.int64)
         for atom in atoms:
-            f1, f2, f3 = np.floor(u[atom, 0]), np.floor(u[atom, 1]), np.floor(u[atom, 2])
-            _weights(u[atom, 0] - f1, p, degree, w1, work)
-            _weights(u[atom, 1] - f2, p, degree, w2, work)
-            _weights(u[atom, 2] - f3, p, degree, w3, work)
-            b1, b2, b3 = int(f1) - p + 1, int(f2) - p + 1, int(f3) - p + 1
-            for k in range(p):
-                g3[k] = (b3 + k) % n3
-            inside = g3[0] + p <= n3
+            b1, b2 = _place(u[atom], p, degree, n3, w1, w2, w3, g3, work)
             start = g3[0]
+            inside = start + p <= n3
             result = out[atom]
             for i in range(result.shape[0]):
                 result[i] = 0.0
