@@ -96,6 +96,7 @@ class _OpenSum:
         self._positions = group.padding.gather(batch.positions)
         self._group, self._self_interaction = group, self_interaction
         self._geometry: OpenGeometry | None = None
+        self._with_graph = torch.is_grad_enabled()
 
     def _own(self, multipoles: Multipoles) -> tuple[Tensor, Tensor | None, Tensor | None]:
         smearing = self._group.smearing.to(self._positions.dtype)[:, None]
@@ -103,7 +104,9 @@ class _OpenSum:
 
     def potential(self, multipoles: Multipoles) -> tuple[Tensor, Tensor | None, Tensor | None]:
         if self._geometry is None:
-            self._geometry = OpenGeometry(self._positions, self._group.smearing, self._order + self._levels - 1)
+            # The first use may be a solution without gradients; later ones need the graph of the positions.
+            with torch.set_grad_enabled(self._with_graph):
+                self._geometry = OpenGeometry(self._positions, self._group.smearing, self._order + self._levels - 1)
         value, gradient, second = self._geometry.potential(
             multipoles.charges, multipoles.dipoles, multipoles.quadrupoles, self._levels
         )

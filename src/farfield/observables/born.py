@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from farfield.atoms.batch import AtomicBatch
-from farfield.observables.frames import completed_cells, perpendicular_heights
+from farfield.atoms.frames import completed_cells, perpendicular_heights
 from farfield.observables.harmonics import fitted_coefficients, flat_coefficients
 from farfield.observables.moments import MultipoleModel, Scale, balanced_charges, physical, with_neighbors
 
