@@ -75,6 +75,23 @@ class ResponseResult:
     _find_induced: Callable[[], Multipoles] = dataclasses.field(kw_only=True, repr=False)
     _find_shares: Callable[[Multipoles], tuple[Tensor, Tensor]] = dataclasses.field(kw_only=True, repr=False)
 
+    def detached(self) -> ResponseResult:
+        """Return the same without any graph."""
+        with torch.no_grad():
+            bare = self._find_induced().detached()
+        shares = tuple(share.detach() for share in self._find_shares(bare))
+        return dataclasses.replace(
+            self,
+            energy=self.energy.detach(),
+            permanent_energy=self.permanent_energy.detach(),
+            response_energy=self.response_energy.detach(),
+            field_energy=self.field_energy.detach(),
+            potential=self.potential.detach(),
+            field=None if self.field is None else self.field.detach(),
+            _find_induced=lambda: bare,
+            _find_shares=lambda _: (shares[0], shares[1]),
+        )
+
     @functools.cached_property
     def induced(self) -> Multipoles:
         """Induced charges Δq (e) and dipoles Δu (e·Å, None without α), differentiable twice. Made when asked for."""
@@ -228,15 +245,15 @@ class LinearResponse:
         potential, gradient, second = setting.operator.potential(multipoles)
         permanent = batch.sum_over_atoms(pair_energies(multipoles, potential, gradient, second))
         drive = _drive(setting, potential, gradient, external_field)
-        field_energy = torch.zeros_like(permanent)
+        in_field = torch.zeros_like(permanent)
         if external_field is not None:
-            field_energy = _field_energy(batch, multipoles, external_field, total_charge)
+            in_field = field_energy(batch, multipoles, external_field, total_charge)
         energy, induced, system, residual = self._respond(setting, drive)
         return ResponseResult(
-            energy=permanent + energy + field_energy,
+            energy=permanent + energy + in_field,
             permanent_energy=permanent,
             response_energy=energy,
-            field_energy=field_energy,
+            field_energy=in_field,
             potential=potential,
             field=None if gradient is None or setting.levels < 2 else -gradient,
             iterations=0 if system is None else system.iterations,
@@ -301,8 +318,8 @@ class LinearResponse:
         """Response energy, a function that gives columns of induced multipoles, and how the equations were solved."""
         K = setting.susceptibility
         if self.mode == "one-shot":
-            induced = -K(drive)
-            return 0.5 * K.product(drive, induced), lambda: induced, None, None
+            first = -K(drive)
+            return 0.5 * K.product(drive, first), lambda: first, None, None
 
         def apply(m: Tensor) -> Tensor:
             potential, gradient, _ = setting.operator.potential(K.multipoles(m))
@@ -319,7 +336,11 @@ class LinearResponse:
         x = step(found, 2) if wanted else found
         m = K(x)
         energy = K.product(drive + 0.5 * x + 0.5 * apply(m), m)
-        return energy, lambda: K(step(step(found, 1), 1) if wanted else found), system, residual
+
+        def induced() -> Tensor:
+            return K(step(step(found, 1), 1)) if wanted and torch.is_grad_enabled() else K(found)
+
+        return energy, induced, system, residual
 
 
 def _from_centre(batch: AtomicBatch) -> Float[Tensor, "atoms 3"]:
@@ -341,10 +362,20 @@ def _drive(
     return setting.susceptibility.join(potential, gradient)
 
 
-def _field_energy(
+def field_energy(
     batch: AtomicBatch, multipoles: Multipoles, field: Tensor, total_charge: Tensor | None
 ) -> Float[Tensor, " systems"]:
-    """−F·(Σ q̃ r + Σ u) of each system, without F·Σq̃r along periodic directions."""
+    """−F·(Σ q̃ r + Σ u) of each system (eV), without F·Σq̃r along periodic directions.
+
+    Parameters
+    ----------
+    batch, multipoles
+        The systems and their permanent multipoles.
+    field
+        External field F (V/Å), shape (systems, 3).
+    total_charge
+        Q_tot in q̃ = q − (Σq − Q_tot)/N (e), shape (systems,); 0 if None.
+    """
     # What is left of the field along the open directions of each system.
     normals = completed_cells(batch) * (~batch.pbc)[:, :, None]
     field = field.double()

@@ -153,7 +153,7 @@ class Solver:
 
     def _checked_plan(self, batch: AtomicBatch, plan: CoulombPlan | None) -> CoulombPlan:
         if plan is None:
-            return self._plan_of(batch)
+            return self.plan_of(batch)
         check_batch_shapes(batch)
         if (plan.n_atoms, plan.n_systems) != (batch.n_atoms, batch.n_systems):
             raise ValueError(
@@ -166,7 +166,7 @@ class Solver:
             )
         return plan
 
-    def _plan_of(self, batch: AtomicBatch) -> CoulombPlan:
+    def plan_of(self, batch: AtomicBatch) -> CoulombPlan:
         """Return the plan of the last batch where it fits this one, else a new one."""
         kept = self._kept
         settings = self._plan_settings()

@@ -40,6 +40,13 @@ class Response:
         """Return a copy with some fields changed."""
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
+    def detached(self) -> Response:
+        """Return the same without a graph."""
+        return Response(
+            None if self.softness is None else self.softness.detach(),
+            None if self.polarizability is None else self.polarizability.detach(),
+        )
+
 
 class Susceptibility:
     """The map K of a batch; see the module.
