@@ -196,3 +196,25 @@ def test_below_the_bounds_there_is_always_a_minimum(boundary):
             Coulomb(sigma), mode="scf", max_iterations=2000, conserve_charge=boundary in ("slab", "wire")
         )
         assert float(solve(batch, random_multipoles(12, 1), response).residual) < 1e-8
+
+
+@pytest.mark.parametrize("mode", ["one-shot", "scf"])
+def test_training_on_forces_is_the_same_on_the_mesh(mode):
+    """Second derivatives through the solution: gradients of a loss on forces and induced dipoles, mesh as Ewald."""
+    generator = torch.Generator().manual_seed(6)
+    cell = torch.tensor([[5.0, 0.3, 0.0], [-0.4, 5.4, 0.2], [0.3, 0.1, 5.7]], dtype=torch.float64)
+    batch = random_system(5, cell, seed=4)
+    weights = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    gradients = []
+    for method in ("ewald", "mesh"):
+        multipoles, response = random_multipoles(5, 1), random_response(5, True, "isotropic")
+        leaves = [batch.positions, batch.cell, multipoles.charges, response.softness, response.polarizability]
+        positions, box, charges, kappa, alpha = leaves = [leaf.clone().requires_grad_() for leaf in leaves]
+        solve = LinearResponse(Coulomb(1.0, accuracy=1e-7, method=method), mode=mode, tolerance=1e-11)
+        moved = batch.replace(positions=positions, cell=box)
+        result = solve(moved, multipoles.replace(charges=charges), Response(kappa, alpha))
+        (slope,) = torch.autograd.grad(result.energy.sum(), positions, create_graph=True)
+        loss = (weights * slope).sum() + (weights * result.induced.dipoles).sum()
+        gradients.append(torch.autograd.grad(loss, leaves))
+    for ewald, mesh in zip(*gradients, strict=True):
+        assert float((mesh - ewald).norm()) < 1e-4 * float(ewald.norm())

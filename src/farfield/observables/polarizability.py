@@ -132,7 +132,7 @@ def check_stability(batch: AtomicBatch, response: Response) -> None:
     if bool((chi > 0.5).any()):
         worst = int(chi.argmax())
         warnings.warn(
-            f"one-shot response of system {worst} has χ = {float(chi[worst]):.3g}, above ½: polarization that feels "
+            f"one-shot response of system {worst} has χ = {float(chi[worst]):.1f}, above ½: polarization that feels "
             "itself matters there, and larger cells may become unstable; a model with response='scf' would not",
             UserWarning,
             stacklevel=2,
