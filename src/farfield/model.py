@@ -382,7 +382,7 @@ class Model:
         found: dict[str, list[Tensor]] = {name: [] for name in properties}
         for part in chunks(batch, max_atoms):
             chunk = with_neighbors(self.potential, part)
-            response = self._response(chunk, allow_unstable)
+            response = self._response(chunk, properties, allow_unstable)
             scale = self.scale(chunk, epsilon_infinity, screening)
             scaled = ScaledPotential(self.potential, self.card.gauge_sign, scale)
             values = scaled.outputs(
@@ -431,14 +431,17 @@ class Model:
             raise ValueError("`external_field` must be finite (V/Å)")
         return batch.replace(external_field=given.expand(batch.n_systems, 3))
 
-    def _response(self, chunk: AtomicBatch, allow_unstable: bool) -> Response | None:
-        """Latent response of a chunk; refused where it is unstable."""
+    def _response(self, chunk: AtomicBatch, properties: Sequence[str], allow_unstable: bool) -> Response | None:
+        """Latent response of a chunk where it is reported or has to be checked; refused where it is unstable."""
         far = self.potential.long_range
         if far is None or not far.has_response:
             return None
+        doubtful = far.linear_response.mode == "one-shot" and not allow_unstable and bool(chunk.pbc.all(dim=1).any())
+        if not doubtful and not set(properties) & set(RESPONSE):
+            return None
         with torch.no_grad():
             response = self.potential.response(chunk)
-        if response is not None and far.linear_response.mode == "one-shot" and not allow_unstable:
+        if doubtful and response is not None:
             check_stability(chunk, response)
         return response
 

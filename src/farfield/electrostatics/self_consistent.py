@@ -77,12 +77,13 @@ class InducedSystem:
         K = self._susceptibility
         dot, system = K.product, K.system
         b = b.detach()
-        # Constants that K does not see are taken out at once: else they would leave nothing but rounding of small rest.
+        # Constants that K does not see are taken out at once: a small rest would drown in their rounding.
         residual = direction = K.project(b)
         x = torch.zeros_like(b)
         squared = dot(residual, K.local(residual))
         start = torch.where(squared > 0, squared, 1.0)
-        active = squared > (10.0 * torch.finfo(b.dtype).eps) ** 2 * dot(b, K.local(b))
+        # Less than rounding of what was taken out is nothing to be solved for.
+        active = driven = squared > (10.0 * torch.finfo(b.dtype).eps) ** 2 * dot(b, K.local(b))
         iterations = 0
         while bool(active.any()):
             if iterations == self._max_iterations:
@@ -103,7 +104,7 @@ class InducedSystem:
             iterations += 1
         self.iterations = iterations
         # In the kernel of α or κ, where conjugate gradients are blind, the residual is what x still lacks.
-        return x + residual, (squared / start).clamp(min=0.0).sqrt()
+        return x + residual, torch.where(driven, (squared / start).clamp(min=0.0).sqrt(), 0.0)
 
     def frozen_inverse(self, v: Tensor, *, negligible: int) -> Tensor:
         """B₀⁻¹ v: a constant linear map, differentiable in v any number of times.

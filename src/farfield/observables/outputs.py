@@ -16,6 +16,7 @@ from farfield.observables.born import born_charges, forces_on_periodic_charges
 from farfield.observables.moments import dipole_moment, physical, quadrupole_moment, scale_of_atoms
 from farfield.observables.polarizability import atomic_polarizabilities, stability
 from farfield.potentials.augmented import AugmentedPotential
+from farfield.potentials.long_range import LongRangeResult
 
 ENERGETIC = ("energy", "forces", "stress", "short_range_energy", "long_range_energy")
 INDUCED = ("induced_charges", "induced_dipoles")
@@ -98,7 +99,8 @@ class ScaledPotential:
         values: dict[str, Any] = {}
         ready = in_gauge(self.potential, chunk, self.sign)
         wanted = set(wanted)
-        latent = induced = None
+        far: LongRangeResult | None = None
+        latent: Multipoles | None = None
         if wanted & {*ENERGETIC, *INDUCED}:
             # Without derivatives `predict` builds a graph only if asked to.
             with torch.no_grad():
@@ -108,14 +110,13 @@ class ScaledPotential:
             values = {name: getattr(prediction, name) for name in ENERGETIC}
             latent = prediction.multipoles
             far = prediction.far
-            induced = None if far is None or far.details is None else far.details.induced
             if "forces" in wanted and latent is not None and _pulls_on_periodic_charges(chunk):
                 pull = forces_on_periodic_charges(self, chunk, scale=self.scale, **born)
                 values["forces"] = values["forces"] + pull.detach()
         with torch.no_grad():
             if wanted & {*MOMENTS, *FIELDS}:
                 latent = latent or self.potential.multipoles(ready)
-                values |= self._moments(chunk, wanted, latent, induced, origin)
+                values |= self._moments(chunk, wanted, latent, far, origin)
             if wanted & set(FIELDS) and latent is not None:
                 values |= self._fields(chunk, latent)
             if wanted & set(RESPONSE):
@@ -129,13 +130,14 @@ class ScaledPotential:
         chunk: AtomicBatch,
         wanted: Collection[str],
         latent: Multipoles,
-        induced: Multipoles | None,
+        result: LongRangeResult | None,
         origin: Literal["zero", "centre"],
     ) -> dict[str, Tensor]:
         def filled(values: Tensor | None, *shape: int) -> Tensor:
             return chunk.positions.new_zeros((chunk.n_atoms, *shape)) if values is None else values
 
         real = physical(chunk, latent, self.scale)
+        induced = None if result is None or result.details is None else result.details.induced
         answer = None if induced is None else physical(chunk, induced, self.scale)
         values = {
             "charges": real.charges,
@@ -150,7 +152,8 @@ class ScaledPotential:
         if set(wanted) & set(TOTALS):
             far = self.potential.long_range
             if far is not None and far.has_response:
-                real = physical(chunk, self.multipoles(chunk), self.scale)
+                whole = self.multipoles(chunk) if result is None else far.polarizing(chunk, result)
+                real = physical(chunk, whole, self.scale)
             values["dipole"] = dipole_moment(chunk, real, origin=origin)
             values["polarization"] = dipole_moment(chunk, real)
             values["quadrupole"] = quadrupole_moment(chunk, real)

@@ -294,17 +294,24 @@ class LongRange(nn.Module):
         if not self.has_response:
             return self._multipoles(batch, directed, detach_total)
         result = self._result(batch, directed, scale)
-        assert result.details is not None  # narrows the type
-        permanent, induced = result.multipoles, result.details.induced
-        charges = permanent.charges
+        moments = self.polarizing(batch, result)
         if detach_total and self.total_charge == "constraint":
-            charges = self._multipoles(batch, directed, True).charges
+            detached = self._multipoles(batch, directed, True).charges
+            moments = moments.replace(charges=moments.charges - result.multipoles.charges + detached)
+        return moments
+
+    def polarizing(self, batch: AtomicBatch, result: LongRangeResult) -> Multipoles:
+        """Multipoles that make the polarization, of a result of this module for the batch (see `moments`)."""
+        permanent = result.multipoles
+        if result.details is None:
+            return permanent
+        induced = result.details.induced
+        charges, dipoles = permanent.charges, permanent.dipoles
         if self.linear_response.field_on_charges:
             charges = charges + torch.where(batch.pbc.any(dim=1)[batch.system], 0.0, induced.charges)
-        dipoles = permanent.dipoles
         if induced.dipoles is not None:
             dipoles = induced.dipoles if dipoles is None else dipoles + induced.dipoles
-        return Multipoles(charges, dipoles, permanent.quadrupoles)
+        return permanent.replace(charges=charges, dipoles=dipoles)
 
     def atomic_polarizabilities(self, batch: AtomicBatch, features: Features) -> Float[Tensor, "atoms 3 3"]:
         """Latent ∂(moment)/∂F of each atom (e²·Å²/eV), as `LinearResponse.polarizability`; zero without response."""
