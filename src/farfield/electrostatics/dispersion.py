@@ -131,7 +131,7 @@ class Dispersion(Solver):
         frozen = plan is not None
         plan = self._checked_plan(batch, plan)
         check_coefficients(coefficients, batch.positions, values=not frozen)
-        sums = [_SUMS[type(group)](group, batch) for group in plan.groups]
+        sums = [_SUMS[type(group)](group, batch, plan.is_of(batch.cell)) for group in plan.groups]
         padded = [part.padding.gather(coefficients) for part in sums]
 
         def find_atom_energies() -> Tensor:
@@ -146,7 +146,7 @@ class Dispersion(Solver):
 class _OpenSum:
     """A group of open systems, summed over pairs."""
 
-    def __init__(self, group: OpenGroup, batch: AtomicBatch) -> None:
+    def __init__(self, group: OpenGroup, batch: AtomicBatch, unchanged: bool) -> None:
         self.padding = group.padding
         components = group.padding.gather(batch.positions).permute(2, 0, 1)
         squared = (components[..., :, None] - components[..., None, :]).square().sum(0)
@@ -170,7 +170,7 @@ def _attraction(squared: Tensor, smearing: Tensor) -> Tensor:
 class _EwaldSum:
     """A group of systems summed by Ewald."""
 
-    def __init__(self, group: EwaldGroup, batch: AtomicBatch) -> None:
+    def __init__(self, group: EwaldGroup, batch: AtomicBatch, unchanged: bool) -> None:
         self.padding = group.padding
         positions, cell = positions_and_cells(group, batch)
         cutoff = group.cutoffs[0]
@@ -199,14 +199,14 @@ class _EwaldSum:
 class _MeshSum:
     """One system summed on a mesh."""
 
-    def __init__(self, group: MeshGroup, batch: AtomicBatch) -> None:
+    def __init__(self, group: MeshGroup, batch: AtomicBatch, unchanged: bool) -> None:
         self.padding = group.padding
         positions, cell = positions_and_cells(group, batch)
         self._geometry = MeshGeometry(
             positions[0],
             cell[0].double(),
             group.basis[0],
-            mesh_kernel(group, cell, 0, positions.dtype, _attraction),
+            mesh_kernel(group, cell, 0, positions.dtype, _attraction, unchanged=unchanged),
             group.shapes[0],
             group.orders[0],
             source_degree=0,
@@ -237,9 +237,10 @@ def _kernel_at_zero(smearing: Tensor) -> Tensor:
 
 
 @functools.cache
-def _nodes(count: int) -> tuple[Tensor, Tensor]:
+def _nodes(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
     x, weights = np.polynomial.legendre.leggauss(count)
-    return torch.from_numpy(0.5 * (x + 1.0)), torch.from_numpy(0.5 * weights)
+    with torch.inference_mode(False):  # made in inference mode, autograd could not keep them
+        return torch.from_numpy(0.5 * (x + 1.0)).to(device), torch.from_numpy(0.5 * weights).to(device)
 
 
 def _self_factor(cutoff: Tensor) -> Tensor:
@@ -247,7 +248,7 @@ def _self_factor(cutoff: Tensor) -> Tensor:
 
     In a large cell ∫ f̂ switch k² dk / ∫ f̂ k² dk, where the whole integral is 2π² f(0) = π²/24 at σ = 1 Å.
     """
-    nodes, weights = (tensor.to(cutoff.device) for tensor in _nodes(200))
+    nodes, weights = _nodes(200, cutoff.device)
     x = cutoff[:, None] * nodes
     one = torch.ones((), dtype=cutoff.dtype, device=cutoff.device)
     density = dispersion_transform(x * x, one) * switch(nodes * nodes) * x * x

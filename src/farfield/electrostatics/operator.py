@@ -19,6 +19,8 @@ from farfield.atoms.batch import AtomicBatch
 from farfield.electrostatics.boundary import check_room, padded_cell
 from farfield.electrostatics.checks import check_multipole_shapes
 from farfield.electrostatics.ewald import EwaldGeometry, Transform
+from farfield.electrostatics.graphs import is_traced
+from farfield.electrostatics.lattice import volume_of
 from farfield.electrostatics.mesh import MeshGeometry, influence
 from farfield.electrostatics.multipoles import Multipoles
 from farfield.electrostatics.open_charges import open_charge_energy
@@ -128,7 +130,7 @@ def positions_and_cells(group: EwaldGroup | MeshGroup, batch: AtomicBatch) -> tu
     positions = group.padding.gather(batch.positions)
     if group.truncation is None:
         return positions, cell
-    if positions.device.type == "cpu":  # elsewhere it would wait for the device
+    if positions.device.type == "cpu" and not is_traced(positions):  # elsewhere it would wait for the device
         check_room(positions, group.padding.mask, cell, group.padding.systems, group.truncation)
     return positions, padded_cell(cell.double(), group.truncation)
 
@@ -159,7 +161,7 @@ class _ReciprocalSum(ABC):
         # −π k_e σ² Q²/V turns the background that neutralizes Gaussians into the one of point charges.
         self._shift = None
         if background == "point" and group.truncation is None:
-            volume = torch.linalg.det(self._cell.double()).abs()
+            volume = volume_of(self._cell.double())
             self._shift = -math.pi * COULOMB_CONSTANT * group.smearing**2 / volume
 
     @abstractmethod
@@ -223,7 +225,15 @@ class _MeshSum(_ReciprocalSum):
     """One system summed on a mesh."""
 
     def __init__(
-        self, group: MeshGroup, batch: AtomicBatch, order: int, levels: int, background: str, self_interaction: bool
+        self,
+        group: MeshGroup,
+        batch: AtomicBatch,
+        order: int,
+        levels: int,
+        background: str,
+        self_interaction: bool,
+        *,
+        unchanged: bool,
     ) -> None:
         # Of a Gaussian's interaction with itself the mesh holds all but what accuracy allows.
         super().__init__(group, batch, background, None if self_interaction else group.smearing.new_ones(1, 3))
@@ -231,7 +241,7 @@ class _MeshSum(_ReciprocalSum):
             self._positions[0],
             self._cell[0].double(),
             group.basis[0],
-            mesh_kernel(group, self._cell, order, self._positions.dtype),
+            mesh_kernel(group, self._cell, order, self._positions.dtype, unchanged=unchanged),
             group.shapes[order],
             group.orders[order],
             source_degree=order,
@@ -259,11 +269,18 @@ class _MeshSum(_ReciprocalSum):
 
 
 def mesh_kernel(
-    group: MeshGroup, cell: Tensor, order: int, dtype: torch.dtype, transform: Transform | None = None
+    group: MeshGroup,
+    cell: Tensor,
+    order: int,
+    dtype: torch.dtype,
+    transform: Transform | None = None,
+    *,
+    unchanged: bool,
 ) -> Tensor:
     """Influence function of a system: that of the plan where its cell is still the one of the plan.
 
     ``transform`` is that of another interaction than Coulomb's, which is summed with its images along open directions.
+    ``unchanged`` says that the cell is known to be that of the plan, whose values are compared otherwise.
     """
 
     def make(cell: Tensor) -> Tensor:
@@ -272,10 +289,13 @@ def mesh_kernel(
         kernel = influence(reduced, group.smearing[0], group.shapes[order], group.orders[order], truncation, transform)
         return kernel.to(dtype)
 
-    if cell.requires_grad and torch.is_grad_enabled():
+    # A graph is good for other cells, too.
+    if is_traced(cell) or (cell.requires_grad and torch.is_grad_enabled()):
         return make(cell)
-    # Comparing cells waits for the device; on others than the CPU making it anew is cheap.
-    if cell.device.type != "cpu" or not torch.equal(cell.double(), group.cell):
+    if not unchanged:
+        # Comparing cells waits for the device; on others than the CPU making it anew is cheap.
+        unchanged = cell.device.type == "cpu" and torch.equal(cell.double(), group.cell)
+    if not unchanged:
         return make(cell.detach())
     key = (order, dtype)
     if key not in group.kernels:
@@ -319,7 +339,17 @@ class CoulombOperator:
             if isinstance(group, OpenGroup):
                 self._sums.append(_OpenSum(group, batch, order, levels, self_interaction))
             elif isinstance(group, MeshGroup):
-                self._sums.append(_MeshSum(group, batch, order, levels, background, self_interaction))
+                self._sums.append(
+                    _MeshSum(
+                        group,
+                        batch,
+                        order,
+                        levels,
+                        background,
+                        self_interaction,
+                        unchanged=plan.is_of(batch.cell),
+                    )
+                )
             else:
                 self._sums.append(_EwaldSum(group, batch, order, levels, background, self_interaction))
 
@@ -351,13 +381,14 @@ class CoulombOperator:
         parts = [part.potential(_padded(part.padding, multipoles)) for part in self._sums]
 
         def collect(index: int, shape: tuple[int, ...]) -> Tensor | None:
-            blocks = [
-                (part.padding, block)
-                for part, outcome in zip(self._sums, parts, strict=True)
-                if (block := outcome[index]) is not None
-            ]
-            if not blocks:
-                return None if parts else q.new_zeros(shape)
+            if not parts:
+                return q.new_zeros(shape)
+            blocks = []
+            for part, outcome in zip(self._sums, parts, strict=True):
+                block = outcome[index]
+                if block is None:
+                    return None
+                blocks.append((part.padding, block))
             return join_atoms(self._plan, blocks)
 
         value = collect(0, (0,))

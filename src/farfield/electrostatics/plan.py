@@ -21,6 +21,7 @@ from farfield.atoms.batch import AtomicBatch
 from farfield.electrostatics.boundary import Truncation, make_truncation, spread_beyond
 from farfield.electrostatics.cost import MeshSize, ewald_cost, mesh_size, open_cost
 from farfield.electrostatics.cutoff import reduced_cutoff, self_factors
+from farfield.electrostatics.graphs import is_traced
 from farfield.electrostatics.lattice import reduced_bases
 
 #: Open systems with fewer atoms are summed directly, ones periodic along all axes by Ewald, without another thought.
@@ -46,6 +47,33 @@ def _to(value: _T, device: torch.device | str) -> _T:
         fields = {field.name: _to(getattr(value, field.name), device) for field in dataclasses.fields(value)}
         result = dataclasses.replace(value, **fields)
     return result
+
+
+class Seen:
+    """A tensor as it was when it was seen, to know it again without looking at its values, which waits for the device.
+
+    It is known by its memory, which is kept from being used again, and by how often it has been changed in place.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        # The same memory and count of changes, without the graph.
+        self._tensor = tensor.detach()
+        # What is made in inference mode counts no changes.
+        self._version = None if tensor.is_inference() else tensor._version
+
+    def is_still(self, tensor: Tensor) -> bool:
+        """Whether a tensor is surely the one that was seen, unchanged."""
+        mine = self._tensor
+        return (
+            self._version is not None
+            and not tensor.is_inference()
+            and tensor.device == mine.device
+            and tensor.data_ptr() == mine.data_ptr()
+            and tensor.dtype == mine.dtype
+            and tensor.shape == mine.shape
+            and tensor.stride() == mine.stride()
+            and tensor._version == mine._version == self._version
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,6 +206,8 @@ class CoulombPlan:
         same.
     gap
         Room to the images along open directions (Å); None where a truncated kernel keeps them out.
+    cell
+        The cells it was made for.
     """
 
     n_atoms: int
@@ -186,6 +216,11 @@ class CoulombPlan:
     groups: tuple[OpenGroup | EwaldGroup | MeshGroup, ...]
     order: Int[Tensor, " atoms"] | None
     gap: float | None = None
+    cell: Seen | None = None
+
+    def is_of(self, cell: Tensor) -> bool:
+        """Whether cells are surely those that the plan was made for; no device is waited for."""
+        return self.cell is not None and not is_traced(cell) and self.cell.is_still(cell)
 
     def has_room(self, batch: AtomicBatch) -> bool:
         """Whether slabs, wires and clusters of a batch still fit the padding that was made for them."""
@@ -330,6 +365,7 @@ def make_plan(
         groups=tuple(groups),
         order=None if ordered else torch.argsort(laid_out),
         gap=gap,
+        cell=Seen(batch.cell),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, Self
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from farfield.atoms.batch import AtomicBatch
 from farfield.electrostatics.checks import check_batch_shapes, check_batch_values, check_positions
-from farfield.electrostatics.plan import CoulombPlan, make_plan
+from farfield.electrostatics.plan import CoulombPlan, Seen, make_plan
 
 _METHODS = ("auto", "open", "ewald", "mesh")
 
@@ -24,6 +25,7 @@ class _KeptPlan:
 
     plan: CoulombPlan
     settings: tuple[list[float] | float, float, str]
+    seen: tuple[Seen, Seen, Seen]
     cell: Tensor
     pbc: Tensor
     system: Tensor
@@ -35,11 +37,22 @@ class _KeptPlan:
         return (
             batch.positions.dtype == self.dtype
             and all(
-                mine.device == theirs.device and torch.equal(mine, theirs)
-                for mine, theirs in zip((self.cell, self.pbc, self.system), given, strict=True)
+                seen.is_still(theirs) or (mine.device == theirs.device and torch.equal(mine, theirs))
+                for seen, mine, theirs in zip(self.seen, (self.cell, self.pbc, self.system), given, strict=True)
             )
             and self.plan.has_room(batch)
         )
+
+    def seen_with(self, batch: AtomicBatch) -> _KeptPlan:
+        """Return the same for tensors of the batch, which have been found equal, so that they are known again."""
+        if self.plan.is_of(batch.cell):
+            return self
+        plan = dataclasses.replace(self.plan, cell=Seen(batch.cell))
+        return dataclasses.replace(self, plan=plan, seen=_seen(batch))
+
+
+def _seen(batch: AtomicBatch) -> tuple[Seen, Seen, Seen]:
+    return Seen(batch.cell), Seen(batch.pbc), Seen(batch.system)
 
 
 class Solver:
@@ -174,11 +187,14 @@ class Solver:
             check_batch_shapes(batch)
             if kept.fits(batch):
                 check_positions(batch)
-                return kept.plan
+                self._kept = kept.seen_with(batch)
+                return self._kept.plan
         plan = self.prepare(batch)
         if not torch.is_inference_mode_enabled():  # what is made there cannot take part in a graph later
             cell = batch.cell.detach().clone()
-            self._kept = _KeptPlan(plan, settings, cell, batch.pbc.clone(), batch.system.clone(), batch.positions.dtype)
+            self._kept = _KeptPlan(
+                plan, settings, _seen(batch), cell, batch.pbc.clone(), batch.system.clone(), batch.positions.dtype
+            )
         return plan
 
     def _plan_settings(self) -> tuple[list[float] | float, float, str]:
