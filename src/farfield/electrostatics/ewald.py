@@ -168,7 +168,9 @@ def _multipole_map(to_fractional: Tensor, level: int) -> Tensor:
     if level == 2:
         # Q_ab ∂_α∂_β (A⁻¹)_aα (A⁻¹)_bβ
         twice = torch.einsum("mai,mbj->mabij", to_fractional, to_fractional).reshape(members, 9, 9)
-        blocks.append(0.5 * torch.stack([sum(twice[:, :, place] for place in places) for places in _SECOND.values()], 2))
+        blocks.append(
+            0.5 * torch.stack([torch.stack([twice[:, :, p] for p in places]).sum(0) for places in _SECOND.values()], 2)
+        )
     rows = []
     width = sum(block.shape[2] for block in blocks)
     start = 0

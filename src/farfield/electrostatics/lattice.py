@@ -1,4 +1,4 @@
-"""Cells: their inverse and volume, and reduced lattice vectors, with which a skewed cell costs no more than a cubic one."""
+"""Cells: inverse and volume, and reduced lattice vectors, with which a skewed cell costs no more than a cubic one."""
 
 from __future__ import annotations
 

@@ -125,11 +125,11 @@ def influence(
     return torch.exp(-0.5 * smearing**2 * squared) * kernel * (scale * factors[0] * factors[1] * factors[2])
 
 
-def _counts(shape: tuple[int, int, int], like: Tensor) -> Tensor:
-    """How many reciprocal vectors of the full spectrum each of the half spectrum stands for."""
-    counts = torch.full((shape[2] // 2 + 1,), 2.0, dtype=like.dtype, device=like.device)
+def _counts(mesh: Tensor) -> Tensor:
+    """How many reciprocal vectors of the full spectrum each of the half spectrum of a mesh stands for."""
+    counts = torch.full((mesh.shape[2] // 2 + 1,), 2.0, dtype=mesh.dtype, device=mesh.device)
     counts[0] = 1.0
-    if shape[2] % 2 == 0:
+    if mesh.shape[2] % 2 == 0:
         counts[-1] = 1.0
     return counts
 
@@ -164,7 +164,7 @@ def _convolve(density: Tensor, kernel: Tensor) -> Tensor:
 
 def _correlate(first: Tensor, second: Tensor) -> Tensor:
     left, right = transform(first), transform(second)
-    return (left.real * right.real + left.imag * right.imag) * _counts(first.shape, first)
+    return (left.real * right.real + left.imag * right.imag) * _counts(first)
 
 
 def _energy(density: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:

@@ -216,8 +216,8 @@ _charges_operator = operator(
     backward=_charges_backward,
 )
 _second_operator = operator(
-    "open_charges_second(Tensor positions, Tensor charges, Tensor exponent, Tensor along_position, Tensor along_charge) "
-    "-> (Tensor, Tensor)",
+    "open_charges_second(Tensor positions, Tensor charges, Tensor exponent, Tensor along_position, "
+    "Tensor along_charge) -> (Tensor, Tensor)",
     _second,
     shapes=lambda positions, charges, *rest: (torch.empty_like(positions), torch.empty_like(charges)),
     save=_no_save,

@@ -28,13 +28,22 @@ from farfield.electrostatics.graphs import constant
 #: Threads along the second and third axes of a stencil, a power of two: orders of splines up to this.
 _LANES = 8
 
-#: Atoms that a warp works on at a time.
+#: Atoms that a warp works on at a time, and planes of a stencil whose work is interleaved.
 _ATOMS = 2
+_UNROLL = 2
+
+#: Arguments whose values are no reason to compile anew.
+_SIZES = ["atoms", "n1", "n2", "n3"]
 
 
 def _compiled(function: Callable[..., Any]) -> Any:
     """Compile a function, without the run-time checks of shapes that tests wrap around everything."""
     return triton.jit(inspect.unwrap(function))
+
+
+def _kernel(function: Callable[..., Any]) -> Any:
+    """Compile a kernel once for meshes and numbers of atoms of any size."""
+    return triton.jit(inspect.unwrap(function), do_not_specialize=_SIZES)
 
 
 @functools.cache
@@ -56,12 +65,14 @@ def spline_polynomials(order: int, degree: int) -> tuple[float, ...]:
                     sums[power + 1] += slope * value / (m - 1)
             new.append(sums)
         pieces = new
-    table = []
+    table: list[float] = []
     for d in range(degree + 1):
         for j in range(order):
             piece = pieces[order - 1 - j]
             derived = [
-                value * Fraction(factorial(power), factorial(power - d)) for power, value in enumerate(piece) if power >= d
+                value * Fraction(factorial(power), factorial(power - d))
+                for power, value in enumerate(piece)
+                if power >= d
             ]
             table.extend(float(value) for value in derived + [Fraction(0)] * d)
     return tuple(table)
@@ -88,14 +99,14 @@ def _place(u, places, atoms, ATOMS: tl.constexpr, SORTED: tl.constexpr):  # type
     """Atoms of this program, whether there are so many, and their coordinates."""
     row = tl.program_id(0) * ATOMS + tl.arange(0, ATOMS)
     real = row < atoms
-    if SORTED:
+    if SORTED:  # noqa: SIM108  (no load of what is not given)
         atom = tl.load(places + row, mask=real, other=0)
     else:
         atom = tl.where(real, row, 0).to(tl.int64)
     return atom, real, tl.load(u + 3 * atom), tl.load(u + 3 * atom + 1), tl.load(u + 3 * atom + 2)
 
 
-@_compiled
+@_kernel
 def _spread_kernel(  # type: ignore[no-untyped-def]
     u,
     coefficients,
@@ -112,6 +123,7 @@ def _spread_kernel(  # type: ignore[no-untyped-def]
     LANES: tl.constexpr,
     ATOMS: tl.constexpr,
     SORTED: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
     dtype = mesh.dtype.element_ty
     atom, real, u1, u2, u3 = _place(u, places, atoms, ATOMS, SORTED)
@@ -136,10 +148,10 @@ def _spread_kernel(  # type: ignore[no-untyped-def]
             for c in tl.static_range(DEGREE + 1 - a - b):
                 # the place of (a, b, c) among the derivatives: all of lower degree, then by falling a and b
                 place = (a + b + c) * (a + b + c + 1) * (a + b + c + 2) // 6 + (b + c) * (b + c + 1) // 2 + c
-                value = tl.load(coefficients + atom * COUNT + place)
-                total += value[:, None] * (w2[b] * w3[c])
+                coefficient = tl.load(coefficients + atom * COUNT + place)
+                total += coefficient[:, None] * (w2[b] * w3[c])
         sums = sums + (total,)
-    for i in tl.static_range(ORDER):
+    for i in tl.range(0, ORDER, loop_unroll_factor=UNROLL):
         value = _weights(table, 0, i, x1, ORDER)[:, None] * sums[0]
         for a in tl.static_range(1, DEGREE + 1):
             value += _weights(table, a, i, x1, ORDER)[:, None] * sums[a]
@@ -147,7 +159,7 @@ def _spread_kernel(  # type: ignore[no-untyped-def]
         tl.atomic_add(mesh + (g1[:, None] * (n2 * n3) + inside), value, mask=used, sem="relaxed")
 
 
-@_compiled
+@_kernel
 def _gather_kernel(  # type: ignore[no-untyped-def]
     u,
     mesh,
@@ -164,6 +176,7 @@ def _gather_kernel(  # type: ignore[no-untyped-def]
     LANES: tl.constexpr,
     ATOMS: tl.constexpr,
     SORTED: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
     dtype = mesh.dtype.element_ty
     atom, real, u1, u2, u3 = _place(u, places, atoms, ATOMS, SORTED)
@@ -177,25 +190,31 @@ def _gather_kernel(  # type: ignore[no-untyped-def]
     inside = g2 * n3 + g3
     # Sums along the first axis, by derivatives along it.
     sums = ()
-    for a in tl.static_range(DEGREE + 1):
+    for _ in tl.static_range(DEGREE + 1):
         sums = sums + (tl.zeros((ATOMS, LANES * LANES), dtype),)
-    for i in tl.static_range(ORDER):
+    for i in tl.range(0, ORDER, loop_unroll_factor=UNROLL):
         g1 = _wrapped(f1.to(tl.int32), i, n1, ORDER)
         value = tl.load(mesh + (g1[:, None] * (n2 * n3) + inside), mask=used, other=0.0)
         raised = ()
         for a in tl.static_range(DEGREE + 1):
             raised = raised + (sums[a] + _weights(table, a, i, x1, ORDER)[:, None] * value,)
         sums = raised
+    w3 = ()
+    for c in tl.static_range(DEGREE + 1):
+        w3 = w3 + (_weights(table, c, k, x3, ORDER),)
     for b in tl.static_range(DEGREE + 1):
         w2 = _weights(table, b, j, x2, ORDER)
         for c in tl.static_range(DEGREE + 1 - b):
-            weight = w2 * _weights(table, c, k, x3, ORDER)
+            weight = w2 * w3[c]
             for a in tl.static_range(DEGREE + 1 - b - c):
                 place = (a + b + c) * (a + b + c + 1) * (a + b + c + 2) // 6 + (b + c) * (b + c + 1) // 2 + c
                 tl.store(out + atom * COUNT + place, tl.sum(sums[a] * weight, axis=1), mask=real)
 
 
-def _launch(kernel, u: Tensor, given: Tensor, places: Tensor | None, made: Tensor, mesh: Tensor, order: int, degree: int):  # type: ignore[no-untyped-def]  # noqa: E501
+def _launch(
+    kernel: Any, u: Tensor, given: Tensor, places: Tensor | None, made: Tensor, mesh: Tensor, order: int, degree: int
+) -> None:
+    """Run a kernel that makes ``made`` of ``given``, one of which is the mesh."""
     if order > _LANES:
         raise ValueError(f"splines of order {order} are asked for but the kernels for GPUs go up to {_LANES}")
     atoms, (n1, n2, n3) = len(u), mesh.shape
@@ -209,6 +228,7 @@ def _launch(kernel, u: Tensor, given: Tensor, places: Tensor | None, made: Tenso
         "LANES": _LANES,
         "ATOMS": _ATOMS,
         "SORTED": places is not None,
+        "UNROLL": _UNROLL,
         "num_warps": 1,
     }
     with torch.cuda.device_of(mesh):

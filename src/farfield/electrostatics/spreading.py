@@ -71,7 +71,7 @@ _RAISED = tuple(_raised(degree) for degree in range(MAX_DEGREE))
 
 @functools.cache
 def _kernels_for(device: str) -> str | None:
-    """Name the kernels that can be compiled for a kind of device here: newest Pythons wait for numba for some months."""
+    """Name the kernels that can be compiled here for a kind of device: newest Pythons wait for numba for months."""
     name = {"cpu": "numba", "cuda": "triton"}.get(device)
     return name if name is not None and importlib.util.find_spec(name) is not None else None
 
