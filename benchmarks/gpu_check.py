@@ -4,10 +4,10 @@
         [--sizes 1000,10000,100000,1000000] [--seconds 140] [--device cuda]
 
 Parts: ``correct`` compares energy, forces, dE/dcell and the gradient of a loss on forces with those of the CPU in
-float64, and forces in float32 at 10⁵ atoms with float64; ``waiting`` makes calls with a plan while torch refuses to wait
-for the device; ``kernels`` times spreading, gathering and transforms alone; ``table`` is that of ``benchmarks.scaling``;
-``compiled`` traces the solver into one graph. A part that fails prints why, and the next one runs. After so many seconds
-nothing new is begun. With ``--device cpu`` the script itself can be tried without a GPU.
+float64, and forces in float32 at 10⁵ atoms with float64; ``waiting`` makes calls with a plan while torch refuses to
+wait for the device; ``kernels`` times spreading, gathering and transforms alone; ``table`` is that of
+``benchmarks.scaling``; ``compiled`` traces the solver into one graph. A part that fails prints why, and the next one
+runs. After so many seconds nothing new is begun. With ``--device cpu`` the script itself can be tried without a GPU.
 """
 
 from __future__ import annotations
