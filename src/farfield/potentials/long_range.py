@@ -52,6 +52,9 @@ class LongRange(nn.Module):
         Q_tot/√ε∞ under the constraint. 1 for open systems whatever it is.
     n_hidden
         Widths of the charge head's hidden layers.
+    first_scalars
+        Make multipoles from the first so many scalars only; None: from all. The first ``n_features`` scalars of `CACE`
+        come before any message, and so know an atom's surroundings within the cutoff alone.
     charge_scale
         Factor on the heads' outputs. Small, so that training starts from a nearly uncharged model: Coulomb forces of
         random charges would drown the short range.
@@ -76,6 +79,7 @@ class LongRange(nn.Module):
         learned_weights: bool = False,
         epsilon_infinity: float = 1.0,
         n_hidden: Sequence[int] = (32, 16),
+        first_scalars: int | None = None,
         charge_scale: float = 0.02,
     ) -> None:
         super().__init__()
@@ -91,17 +95,20 @@ class LongRange(nn.Module):
             raise ValueError("`learned_weights` spread the residual of total_charge='constraint': set that too")
         if not epsilon_infinity > 0:
             raise ValueError(f"`epsilon_infinity` is {epsilon_infinity} but must be positive")
+        if first_scalars is not None and not 1 <= first_scalars <= scalars:
+            raise ValueError(f"`first_scalars` is {first_scalars} but must lie between 1 and the {scalars} scalars")
         self._config = {
             "scalars": scalars, "vectors": vectors, "tensors": tensors, "dipoles": dipoles,
             "quadrupoles": quadrupoles, "smearing": smearing, "accuracy": accuracy, "total_charge": total_charge,
             "learned_weights": learned_weights, "epsilon_infinity": epsilon_infinity, "n_hidden": list(n_hidden),
-            "charge_scale": charge_scale,
+            "first_scalars": first_scalars, "charge_scale": charge_scale,
         }  # fmt: skip
         self.total_charge = total_charge
         self.epsilon_infinity = float(epsilon_infinity)
         self.coulomb = Coulomb(smearing, accuracy=accuracy)
+        self.n_scalars = scalars if first_scalars is None else first_scalars
         self.charges = ChargeHead(
-            scalars,
+            self.n_scalars,
             vectors,
             tensors,
             n_hidden=n_hidden,
@@ -110,8 +117,8 @@ class LongRange(nn.Module):
             scale=charge_scale,
         )
         self.learned_weights = learned_weights
-        self.dipoles = VectorHead(scalars, vectors, scale=charge_scale) if dipoles else None
-        self.quadrupoles = TensorHead(scalars, tensors, scale=charge_scale) if quadrupoles else None
+        self.dipoles = VectorHead(self.n_scalars, vectors, scale=charge_scale) if dipoles else None
+        self.quadrupoles = TensorHead(self.n_scalars, tensors, scale=charge_scale) if quadrupoles else None
 
     def config(self) -> dict[str, Any]:
         """Arguments that rebuild the module."""
@@ -142,16 +149,17 @@ class LongRange(nn.Module):
         if self.total_charge == "feature":
             assert batch.total_charge is not None  # narrows the type
             inputs = batch.total_charge.to(features.scalars.dtype)[batch.system, None]
-        raw = self.charges(features.scalars, features.vectors, features.tensors, inputs)
+        scalars = features.scalars[:, : self.n_scalars]
+        raw = self.charges(scalars, features.vectors, features.tensors, inputs)
         charges = raw[:, 0]
         if self.total_charge == "constraint":
             weights = nn.functional.softplus(raw[:, 1]) if self.learned_weights else None
             charges = self._constrained(charges, batch, weights, detach_total)
         dipoles = quadrupoles = None
         if self.dipoles is not None and features.vectors is not None:
-            dipoles = self.dipoles(features.scalars, features.vectors)
+            dipoles = self.dipoles(scalars, features.vectors)
         if self.quadrupoles is not None and features.tensors is not None:
-            quadrupoles = self.quadrupoles(features.scalars, features.tensors)
+            quadrupoles = self.quadrupoles(scalars, features.tensors)
         return Multipoles(charges, dipoles, quadrupoles)
 
     def forward(self, batch: AtomicBatch, features: Features) -> LongRangeResult:
