@@ -9,13 +9,13 @@ Each rank of a process group holds some of the atoms and runs the same program. 
 
 A value crosses between the two kinds only here, so that gradients do as well:
 
-====================  =================  ==============================  =================================================
-function              forward            backward                        what for
-====================  =================  ==============================  =================================================
-`sum_over_ranks`      Σ over ranks       the same gradient to each rank  local → global: structure factors, meshes
-`to_each_rank`        nothing            Σ over ranks of gradients       global → local: what potentials are taken from
-`shared`              nothing            1/ranks of the gradient         equal on all ranks, but with a leaf on each: cells
-====================  =================  ==============================  =================================================
+================  ============  ==============================  ==================================================
+function          forward       backward                        what for
+================  ============  ==============================  ==================================================
+`sum_over_ranks`  Σ over ranks  the same gradient to each rank  local → global: structure factors, meshes
+`to_each_rank`    nothing       Σ over ranks of gradients       global → local: what potentials are taken from
+`shared`          nothing       1/ranks of the gradient         local → global of what each has a copy of: cells
+================  ============  ==============================  ==================================================
 
 The first two are transposes of each other and each other's backward pass; the backward pass of `shared` is
 `to_each_rank` over the number of ranks. So first, second and any further derivatives communicate as they must:

@@ -92,7 +92,7 @@ class Potentials(NamedTuple):
 
 
 class _OpenSum:
-    """A group of open systems. Every rank of a process group gets all of their atoms and sums over all of their pairs."""
+    """A group of open systems. Every rank of a process group gets all of their atoms and sums over all pairs."""
 
     def __init__(
         self,
@@ -436,7 +436,13 @@ class CoulombOperator:
 def join_atoms(plan: CoulombPlan, blocks: Sequence[tuple[Padding, Tensor]]) -> Tensor:
     """Values of the atoms of a batch (atoms, …), from padded blocks of all of its groups."""
     released = [padding.release(block) for padding, block in blocks]
-    joined = released[0] if len(released) == 1 else torch.cat(released)
+    if len(released) == 1:
+        joined = released[0]
+    elif plan.n_ranks > 1 and released[0].ndim == 1:
+        # A rank may hold no atom of a group, and torch.cat keeps no second derivatives of tensors of the shape (0,).
+        joined = torch.cat([part[:, None] for part in released]).squeeze(1)
+    else:
+        joined = torch.cat(released)
     return joined if plan.order is None else joined.index_select(0, plan.order)
 
 

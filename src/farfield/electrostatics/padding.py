@@ -1,4 +1,4 @@
-"""Which atoms of a batch stand where in padded blocks of like systems, also where a batch is a rank's part of a whole."""
+"""Which atoms of a batch stand where in padded blocks of like systems, also where it is a rank's part of a whole."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ class Padding:
         """Values of the atoms (atoms, …) as a padded block (members, slots, …), zero in the empty slots."""
         if self.whole_batch:
             return values.reshape(*self.index.shape, *values.shape[1:])
-        if self.divided:
-            values = torch.cat((values, values.new_zeros(1, *values.shape[1:])))
+        if self.divided:  # not by torch.cat, which keeps no second derivatives of tensors of the shape (0,)
+            values = torch.nn.functional.pad(values, (0, 0) * (values.ndim - 1) + (0, 1))
         block = values.index_select(0, self.index.reshape(-1)).reshape(*self.index.shape, *values.shape[1:])
         if self.divided:
             return block
