@@ -10,8 +10,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from distributed_sums import CASES
+from electrostatic_systems import one_system
 
+from farfield.electrostatics.coulomb import Coulomb
 from farfield.electrostatics.distributed import check_process_group
+from farfield.electrostatics.multipoles import Multipoles
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="this build of torch has no gloo"
@@ -89,6 +92,19 @@ def test_ranks_are_in_step_after_errors(found):
 def test_copies_stay_in_the_group_and_files_do_not(found):
     for of_rank in found:
         assert of_rank["copies"] == {"deepcopy": True, "copy": True, "pickle": False, "config": False}
+
+
+def test_the_page_of_the_documentation_says_what_one_process_finds(found, close):
+    generator = torch.Generator().manual_seed(0)
+    positions = 10.0 * torch.rand(60, 3, generator=generator, dtype=torch.float64)
+    batch = one_system(positions.requires_grad_(), 10.0 * torch.eye(3, dtype=torch.float64))
+    scale = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    energy = Coulomb()(batch, Multipoles(scale * torch.sin(positions).sum(1))).energy
+    (slope,) = torch.autograd.grad(energy.sum(), positions, create_graph=True)
+    slope.square().sum().backward()
+    for of_rank in found:
+        close(of_rank["page"]["energy"], energy.item())
+        close(of_rank["page"]["gradient"], scale.grad)
 
 
 def test_what_is_no_process_group_is_refused():

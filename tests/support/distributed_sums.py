@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 import pickle
+import re
+import socket
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -223,7 +226,17 @@ def _copies(group: Any) -> dict[str, bool]:
     return {name: other.process_group is group for name, other in made.items()}
 
 
-def _work(rank: int, ranks: int, folder: str) -> None:
+def _page(rank: int, ranks: int, port: int) -> dict[str, float]:
+    """What the example of the documentation finds, started as torchrun would."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "distributed.md").read_text()
+    code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    names: dict[str, Any] = {}
+    exec(code, names)  # noqa: S102 - our own page
+    return {"energy": names["energy"].item(), "gradient": names["scale"].grad.item()}
+
+
+def _work(rank: int, ranks: int, folder: str, port: int) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", ranks)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=_PATIENCE)
@@ -233,13 +246,17 @@ def _work(rank: int, ranks: int, folder: str) -> None:
         found[name] = measure(make(group), part_of(systems(), rank, ranks), order)
     found["model"] = measure_model(part_of(mixture(), rank, ranks), group)
     found["refusals"], found["copies"] = _refusals(group, rank, ranks), _copies(group)
-    torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+    found["page"] = _page(rank, ranks, port)
+    torch.save(found, f"{folder}/{rank}.pt")
 
 
 def run_ranks(ranks: int, folder: Path) -> list[dict[str, Any]]:
     """What each rank of a process group finds."""
-    torch.multiprocessing.spawn(_work, args=(ranks, str(folder)), nprocs=ranks)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_work, args=(ranks, str(folder), port), nprocs=ranks)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
 
 
