@@ -29,11 +29,12 @@ from farfield.electrostatics.dispersion import Dispersion
 from farfield.electrostatics.distributed import sum_over_ranks
 from farfield.electrostatics.multipoles import Multipoles
 from farfield.electrostatics.solver import Solver
+from farfield.potentials.augmented import AugmentedPotential
 from farfield.potentials.features import Features
 from farfield.potentials.long_range import LongRange
 
 #: After this a rank that waits for others gives up: a hang becomes a failure.
-_PATIENCE = timedelta(seconds=60)
+_PATIENCE = timedelta(minutes=5)
 
 Found = dict[str, Tensor]
 
@@ -127,6 +128,7 @@ def measure(solver: Solver, part: Part, order: int) -> Found:
         short = solver(batch, multipoles, outputs="energy")
         found |= {"potential of atoms": result.potential, "field of atoms": result.field}
         found["field gradient of atoms"] = result.field_gradient
+        found["operator of atoms"] = solver.operator(batch, order=order)(multipoles).potential
         squares = result.potential.square() + result.field.square().sum(1) + result.field_gradient.square().sum((1, 2))
         local = 0.01 * (by_atom * squares).sum()
     else:
@@ -201,6 +203,8 @@ def _refusals(group: Any, rank: int, ranks: int) -> dict[str, str]:
         "another output": lambda: coulomb(batch, multipoles, plan, "energy" if wrong else "all"),
         "a plan of one process": lambda: coulomb(batch, multipoles, Coulomb().prepare(batch) if wrong else plan),
         "a plan that is too small": lambda: coulomb(apart, multipoles, plan),
+        "another order": lambda: coulomb.operator(batch, plan, order=3 if wrong else 2),
+        "a potential": lambda: AugmentedPotential(torch.nn.Identity(), LongRange(3, process_group=group)),
     }
     found = {"before": str(coulomb(batch, multipoles, plan).energy.tolist())}
     for name, attempt in attempts.items():

@@ -116,7 +116,8 @@ class Coulomb(Solver):
     * What all ranks have copies of, parameters that multipoles were made with and the cell, gets a share of its
       gradient on each: sum them over the ranks. So does the stress, whose virial has a sum over atoms, too: work it out
       on each rank as on one process and sum the outcomes.
-    * What fails on one rank raises on all, for all checks named here.
+    * What one rank refuses raises on all. For that the ranks exchange a few numbers in every call, which synchronizes
+      the device.
 
     Structure factors and meshes are summed over the ranks, and what follows for them alone (transforms, weights) is
     done on each rank. Pairs of open systems are summed on each rank, over the atoms of all.
@@ -234,8 +235,10 @@ class Coulomb(Solver):
         ValueError
             For another order, and as `prepare`.
         """
-        if order not in (0, 1, 2):
-            raise ValueError(f"`order` is {order!r} but must be 0 (charges), 1 (dipoles) or 2 (quadrupoles)")
+        with together(self.process_group) as same:
+            if order not in (0, 1, 2):
+                raise ValueError(f"`order` is {order!r} but must be 0 (charges), 1 (dipoles) or 2 (quadrupoles)")
+            same["`order`"] = order
         return self._operator(batch, self._checked_plan(batch, plan), order, 3)
 
     def _operator(self, batch: AtomicBatch, plan: CoulombPlan, order: int, levels: int) -> CoulombOperator:

@@ -36,7 +36,7 @@ the same calls, forward and backward, also ranks that hold no atoms.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -174,8 +174,7 @@ def everywhere(flag: bool, group: dist.ProcessGroup | None) -> bool:
     return not bool(largest_of_ranks(torch.tensor([int(not flag)]), group))
 
 
-@contextmanager
-def together(group: dist.ProcessGroup | None) -> Iterator[dict[str, float]]:
+def together(group: dist.ProcessGroup | None) -> AbstractContextManager[dict[str, float]]:
     """Let all ranks raise where one of them does, instead of waiting for it forever: for checks without collectives.
 
     Gives a dictionary for numbers, by name, that have to be the same on all ranks. Without a process group errors pass
@@ -186,10 +185,12 @@ def together(group: dist.ProcessGroup | None) -> Iterator[dict[str, float]]:
     ValueError, TypeError
         On the ranks that raised nothing: what the first of the others did. For a number that differs.
     """
+    return nullcontext({}) if group is None else _together(group)
+
+
+@contextmanager
+def _together(group: dist.ProcessGroup) -> Iterator[dict[str, float]]:
     same: dict[str, float] = {}
-    if group is None:
-        yield same
-        return
     error: Exception | None = None
     try:
         yield same

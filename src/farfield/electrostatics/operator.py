@@ -19,7 +19,7 @@ from torch import Tensor
 from farfield.atoms.batch import AtomicBatch
 from farfield.electrostatics.boundary import check_room, padded_cell
 from farfield.electrostatics.checks import check_multipole_shapes
-from farfield.electrostatics.distributed import shared, sum_over_ranks, to_each_rank, together
+from farfield.electrostatics.distributed import graph_of, shared, sum_over_ranks, to_each_rank, together
 from farfield.electrostatics.ewald import EwaldGeometry, Transform
 from farfield.electrostatics.mesh import MeshGeometry, influence
 from farfield.electrostatics.multipoles import Multipoles
@@ -401,7 +401,8 @@ class CoulombOperator:
                     f"`multipoles` have the order {given} but the operator was made for {self._order}: pass "
                     f"order={given} to Coulomb.operator"
                 )
-            same["the order of `multipoles`"] = given
+            if self._ranks is not None:
+                same.update(graph_of(**vars(multipoles)))
         value, gradient, second = self.potential(multipoles)
         return Potentials(
             potential=value,
