@@ -12,18 +12,21 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
 from farfield.atoms.batch import AtomicBatch
 from farfield.electrostatics.boundary import check_room, padded_cell
 from farfield.electrostatics.checks import check_multipole_shapes
+from farfield.electrostatics.distributed import graph_of, shared, sum_over_ranks, to_each_rank, together
 from farfield.electrostatics.ewald import EwaldGeometry, Transform
 from farfield.electrostatics.mesh import MeshGeometry, influence
 from farfield.electrostatics.multipoles import Multipoles
 from farfield.electrostatics.open_charges import open_charge_energy
 from farfield.electrostatics.open_sum import OpenGeometry
-from farfield.electrostatics.plan import CoulombPlan, EwaldGroup, MeshGroup, OpenGroup, Padding
+from farfield.electrostatics.padding import Padding
+from farfield.electrostatics.plan import CoulombPlan, EwaldGroup, MeshGroup, OpenGroup
 from farfield.units import COULOMB_CONSTANT
 
 #: 2 k_e/√(2π): potential of a unit Gaussian charge of σ = 1 Å at its own centre (V·Å/e).
@@ -89,47 +92,77 @@ class Potentials(NamedTuple):
 
 
 class _OpenSum:
-    """A group of open systems."""
+    """A group of open systems. Every rank of a process group gets all of their atoms and sums over all pairs."""
 
-    def __init__(self, group: OpenGroup, batch: AtomicBatch, order: int, levels: int, self_interaction: bool) -> None:
+    def __init__(
+        self,
+        group: OpenGroup,
+        batch: AtomicBatch,
+        order: int,
+        levels: int,
+        self_interaction: bool,
+        ranks: dist.ProcessGroup | None,
+    ) -> None:
         self.padding, self._levels, self._order = group.padding, levels, order
-        self._positions = group.padding.gather(batch.positions)
+        self._ranks = ranks
+        # Atoms of different ranks stand in different slots.
+        self._positions = sum_over_ranks(group.padding.gather(batch.positions), ranks)
         self._group, self._self_interaction = group, self_interaction
         self._geometry: OpenGeometry | None = None
+
+    def _whole(self, multipoles: Multipoles) -> Multipoles:
+        """Multipoles of the atoms of all ranks."""
+        if self._ranks is None:
+            return multipoles
+        given = (multipoles.charges, multipoles.dipoles, multipoles.quadrupoles)
+        charges, *others = (None if part is None else sum_over_ranks(part, self._ranks) for part in given)
+        assert charges is not None  # narrows the type
+        return Multipoles(charges, *others)
 
     def _own(self, multipoles: Multipoles) -> tuple[Tensor, Tensor | None, Tensor | None]:
         smearing = self._group.smearing.to(self._positions.dtype)[:, None]
         return _self_potential(multipoles, smearing, torch.ones_like(smearing).expand(-1, 3))
 
-    def potential(self, multipoles: Multipoles) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def _potential_of(self, whole: Multipoles) -> tuple[Tensor, Tensor | None, Tensor | None]:
         if self._geometry is None:
             self._geometry = OpenGeometry(self._positions, self._group.smearing, self._order + self._levels - 1)
         value, gradient, second = self._geometry.potential(
-            multipoles.charges, multipoles.dipoles, multipoles.quadrupoles, self._levels
+            whole.charges, whole.dipoles, whole.quadrupoles, self._levels
         )
         second = None if second is None else traceless(second)
         if self._self_interaction:
-            own = self._own(multipoles)
+            own = self._own(whole)
             return value + own[0], _add(gradient, own[1]), _add(second, own[2])
         return value, gradient, second
 
+    def potential(self, multipoles: Multipoles) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        value, gradient, second = self._potential_of(self._whole(multipoles))
+        return (
+            to_each_rank(value, self._ranks),
+            None if gradient is None else to_each_rank(gradient, self._ranks),
+            None if second is None else to_each_rank(second, self._ranks),
+        )
+
     def energy(self, multipoles: Multipoles) -> Tensor:
+        whole = self._whole(multipoles)
         if self._order > 0:
-            return pair_energies(multipoles, *self.potential(multipoles)).sum(1, dtype=torch.float64)
-        energy = open_charge_energy(self._positions, multipoles.charges, self._group.smearing)
+            return pair_energies(whole, *self._potential_of(whole)).sum(1, dtype=torch.float64)
+        energy = open_charge_energy(self._positions, whole.charges, self._group.smearing)
         if self._self_interaction:
-            energy = energy + pair_energies(multipoles, *self._own(multipoles)).sum(1, dtype=torch.float64)
+            energy = energy + pair_energies(whole, *self._own(whole)).sum(1, dtype=torch.float64)
         return energy
 
 
-def positions_and_cells(group: EwaldGroup | MeshGroup, batch: AtomicBatch) -> tuple[Tensor, Tensor]:
+def positions_and_cells(
+    group: EwaldGroup | MeshGroup, batch: AtomicBatch, ranks: dist.ProcessGroup | None = None
+) -> tuple[Tensor, Tensor]:
     """Positions (members, slots, 3) and cells (members, 3, 3) of a group, the cells padded along open directions."""
     cell = batch.cell.index_select(0, group.padding.systems)
     positions = group.padding.gather(batch.positions)
     if group.truncation is None:
         return positions, cell
     if positions.device.type == "cpu":  # elsewhere it would wait for the device
-        check_room(positions, group.padding.mask, cell, group.padding.systems, group.truncation)
+        check_room(positions, group.padding.mask, cell, group.padding.systems, group.truncation, ranks)
     return positions, padded_cell(cell.double(), group.truncation)
 
 
@@ -146,20 +179,27 @@ class _ReciprocalSum(ABC):
         As in `Coulomb`.
     factors
         Shares of the self-energy that the sum holds and that are subtracted, (members, 3); None to keep them.
+    ranks
+        The process group whose ranks hold the other atoms of the systems.
     """
 
     def __init__(
-        self, group: EwaldGroup | MeshGroup, batch: AtomicBatch, background: str, factors: Tensor | None
+        self,
+        group: EwaldGroup | MeshGroup,
+        batch: AtomicBatch,
+        background: str,
+        factors: Tensor | None,
+        ranks: dist.ProcessGroup | None,
     ) -> None:
-        self.padding = group.padding
-        self._positions, self._cell = positions_and_cells(group, batch)
+        self.padding, self._ranks = group.padding, ranks
+        self._positions, self._cell = positions_and_cells(group, batch, ranks)
         dtype = self._positions.dtype
         self._smearing = group.smearing.to(dtype)[:, None]
         self._factors = None if factors is None else factors.to(dtype)
         # −π k_e σ² Q²/V turns the background that neutralizes Gaussians into the one of point charges.
         self._shift = None
         if background == "point" and group.truncation is None:
-            volume = torch.linalg.det(self._cell.double()).abs()
+            volume = torch.linalg.det(shared(self._cell.double(), ranks)).abs()
             self._shift = -math.pi * COULOMB_CONSTANT * group.smearing**2 / volume
 
     @abstractmethod
@@ -175,7 +215,8 @@ class _ReciprocalSum(ABC):
         second = None if second is None else traceless(second)
         if self._shift is not None:
             q = multipoles.charges
-            value = value + ((2.0 * self._shift).to(q.dtype) * q.sum(1))[:, None]
+            shift = (2.0 * self._shift).to(q.dtype) * sum_over_ranks(q.sum(1), self._ranks)
+            value = value + to_each_rank(shift, self._ranks)[:, None]
         if self._factors is not None:
             own = _self_potential(multipoles, self._smearing, self._factors)
             return value - own[0], _add(gradient, own[1], -1.0), _add(second, own[2], -1.0)
@@ -184,10 +225,10 @@ class _ReciprocalSum(ABC):
     def energy(self, multipoles: Multipoles) -> Tensor:
         energy = self._sum_energy(multipoles)
         if self._shift is not None:
-            energy = energy + self._shift * multipoles.charges.sum(1).double() ** 2
+            energy = energy + self._shift * sum_over_ranks(multipoles.charges.sum(1), self._ranks).double() ** 2
         if self._factors is not None:
             own = _self_potential(multipoles, self._smearing, self._factors)
-            energy = energy - pair_energies(multipoles, *own).sum(1, dtype=torch.float64)
+            energy = energy - sum_over_ranks(pair_energies(multipoles, *own).sum(1, dtype=torch.float64), self._ranks)
         return energy
 
 
@@ -195,9 +236,16 @@ class _EwaldSum(_ReciprocalSum):
     """A group of systems summed by Ewald."""
 
     def __init__(
-        self, group: EwaldGroup, batch: AtomicBatch, order: int, levels: int, background: str, self_interaction: bool
+        self,
+        group: EwaldGroup,
+        batch: AtomicBatch,
+        order: int,
+        levels: int,
+        background: str,
+        self_interaction: bool,
+        ranks: dist.ProcessGroup | None,
     ) -> None:
-        super().__init__(group, batch, background, None if self_interaction else group.self_factors[order])
+        super().__init__(group, batch, background, None if self_interaction else group.self_factors[order], ranks)
         self._geometry = EwaldGeometry(
             self._positions,
             self._cell,
@@ -208,6 +256,7 @@ class _EwaldSum(_ReciprocalSum):
             source_levels=order + 1,
             field_levels=levels,
             truncation=group.truncation,
+            ranks=ranks,
         )
 
     def _sum_potential(self, multipoles: Multipoles) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -223,19 +272,27 @@ class _MeshSum(_ReciprocalSum):
     """One system summed on a mesh."""
 
     def __init__(
-        self, group: MeshGroup, batch: AtomicBatch, order: int, levels: int, background: str, self_interaction: bool
+        self,
+        group: MeshGroup,
+        batch: AtomicBatch,
+        order: int,
+        levels: int,
+        background: str,
+        self_interaction: bool,
+        ranks: dist.ProcessGroup | None,
     ) -> None:
         # Of a Gaussian's interaction with itself the mesh holds all but what accuracy allows.
-        super().__init__(group, batch, background, None if self_interaction else group.smearing.new_ones(1, 3))
+        super().__init__(group, batch, background, None if self_interaction else group.smearing.new_ones(1, 3), ranks)
         self._geometry = MeshGeometry(
             self._positions[0],
             self._cell[0].double(),
             group.basis[0],
-            mesh_kernel(group, self._cell, order, self._positions.dtype),
+            mesh_kernel(group, shared(self._cell, ranks), order, self._positions.dtype),
             group.shapes[order],
             group.orders[order],
             source_degree=order,
             field_degree=levels - 1,
+            ranks=ranks,
         )
 
     def _density(self, multipoles: Multipoles) -> Tensor:
@@ -300,6 +357,9 @@ class CoulombOperator:
         What is wanted: 1 the potential, 2 the field too, 3 the field gradient too.
     background, self_interaction
         As in `Coulomb`.
+    ranks
+        The process group whose ranks hold the other atoms: the operator is then applied to the multipoles of all and
+        gives what they make at the atoms of the batch.
     """
 
     def __init__(
@@ -311,17 +371,19 @@ class CoulombOperator:
         levels: int,
         background: str,
         self_interaction: bool,
+        ranks: dist.ProcessGroup | None = None,
     ) -> None:
+        self._ranks = ranks
         self._plan, self._order = plan, order
         self._positions = batch.positions
         self._sums: list[_OpenSum | _EwaldSum | _MeshSum] = []
         for group in plan.groups:
             if isinstance(group, OpenGroup):
-                self._sums.append(_OpenSum(group, batch, order, levels, self_interaction))
+                self._sums.append(_OpenSum(group, batch, order, levels, self_interaction, ranks))
             elif isinstance(group, MeshGroup):
-                self._sums.append(_MeshSum(group, batch, order, levels, background, self_interaction))
+                self._sums.append(_MeshSum(group, batch, order, levels, background, self_interaction, ranks))
             else:
-                self._sums.append(_EwaldSum(group, batch, order, levels, background, self_interaction))
+                self._sums.append(_EwaldSum(group, batch, order, levels, background, self_interaction, ranks))
 
     def __call__(self, multipoles: Multipoles) -> Potentials:
         """Apply A: potential, field and field gradient of the other atoms at each atom.
@@ -331,13 +393,16 @@ class CoulombOperator:
         ValueError
             For a wrong shape, or multipoles of a higher order than the operator was made for.
         """
-        check_multipole_shapes(multipoles, self._positions)
-        given = multipole_order(multipoles)
-        if given > self._order:
-            raise ValueError(
-                f"`multipoles` have the order {given} but the operator was made for {self._order}: pass order={given} "
-                "to Coulomb.operator"
-            )
+        with together(self._ranks) as same:
+            check_multipole_shapes(multipoles, self._positions)
+            given = multipole_order(multipoles)
+            if given > self._order:
+                raise ValueError(
+                    f"`multipoles` have the order {given} but the operator was made for {self._order}: pass "
+                    f"order={given} to Coulomb.operator"
+                )
+            if self._ranks is not None:
+                same.update(graph_of(**vars(multipoles)))
         value, gradient, second = self.potential(multipoles)
         return Potentials(
             potential=value,
@@ -372,7 +437,13 @@ class CoulombOperator:
 def join_atoms(plan: CoulombPlan, blocks: Sequence[tuple[Padding, Tensor]]) -> Tensor:
     """Values of the atoms of a batch (atoms, …), from padded blocks of all of its groups."""
     released = [padding.release(block) for padding, block in blocks]
-    joined = released[0] if len(released) == 1 else torch.cat(released)
+    if len(released) == 1:
+        joined = released[0]
+    elif plan.n_ranks > 1 and released[0].ndim == 1:
+        # A rank may hold no atom of a group, and torch.cat keeps no second derivatives of tensors of the shape (0,).
+        joined = torch.cat([part[:, None] for part in released]).squeeze(1)
+    else:
+        joined = torch.cat(released)
     return joined if plan.order is None else joined.index_select(0, plan.order)
 
 

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from farfield.atoms.batch import AtomicBatch
 from farfield.electrostatics.coulomb import Coulomb
+from farfield.electrostatics.distributed import sum_over_ranks, to_each_rank, together
 from farfield.electrostatics.multipoles import Multipoles
 from farfield.potentials.features import Features
 from farfield.potentials.heads import ChargeHead, TensorHead, VectorHead
@@ -58,6 +60,9 @@ class LongRange(nn.Module):
     charge_scale
         Factor on the heads' outputs. Small, so that training starts from a nearly uncharged model: Coulomb forces of
         random charges would drown the short range.
+    process_group
+        The torch.distributed process group whose ranks hold the atoms, each with the features of its own; gradients are
+        those of `Coulomb` in a process group, and a constraint holds for the whole system. No part of `config`.
 
     Raises
     ------
@@ -81,6 +86,7 @@ class LongRange(nn.Module):
         n_hidden: Sequence[int] = (32, 16),
         first_scalars: int | None = None,
         charge_scale: float = 0.02,
+        process_group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         if scalars < 1:
@@ -105,7 +111,7 @@ class LongRange(nn.Module):
         }  # fmt: skip
         self.total_charge = total_charge
         self.epsilon_infinity = float(epsilon_infinity)
-        self.coulomb = Coulomb(smearing, accuracy=accuracy)
+        self.coulomb = Coulomb(smearing, accuracy=accuracy, process_group=process_group)
         self.n_scalars = scalars if first_scalars is None else first_scalars
         self.charges = ChargeHead(
             self.n_scalars,
@@ -140,11 +146,12 @@ class LongRange(nn.Module):
         ValueError
             If the model uses the total charge and the batch does not give it.
         """
-        if self.total_charge is not None and batch.total_charge is None:
-            raise ValueError(
-                f"`batch.total_charge` is None but the model was made with total_charge={self.total_charge!r}: "
-                "give every system its total charge (e)"
-            )
+        with together(self.coulomb.process_group):
+            if self.total_charge is not None and batch.total_charge is None:
+                raise ValueError(
+                    f"`batch.total_charge` is None but the model was made with total_charge={self.total_charge!r}: "
+                    "give every system its total charge (e)"
+                )
         inputs = None
         if self.total_charge == "feature":
             assert batch.total_charge is not None  # narrows the type
@@ -175,9 +182,10 @@ class LongRange(nn.Module):
         wanted = batch.total_charge.to(charges.dtype) * screened
         if weights is None:
             weights = torch.ones_like(charges)
-        zeros = charges.new_zeros(batch.n_systems)
-        residual = wanted - zeros.index_add(0, batch.system, charges)
+        zeros, ranks = charges.new_zeros(batch.n_systems), self.coulomb.process_group
+        residual = wanted - sum_over_ranks(zeros.index_add(0, batch.system, charges), ranks)
         if detached:
             residual, weights = residual.detach(), weights.detach()
-        share = weights / zeros.index_add(0, batch.system, weights)[batch.system]
-        return charges + residual[batch.system] * share
+        total = sum_over_ranks(zeros.index_add(0, batch.system, weights), ranks)
+        share = weights / to_each_rank(total, ranks)[batch.system]
+        return charges + to_each_rank(residual, ranks)[batch.system] * share
