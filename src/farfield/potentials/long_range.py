@@ -55,8 +55,9 @@ class LongRange(nn.Module):
     n_hidden
         Widths of the charge head's hidden layers.
     first_scalars
-        Make multipoles from the first so many scalars only; None: from all. The first ``n_features`` scalars of `CACE`
-        come before any message, and so know an atom's surroundings within the cutoff alone.
+        Make charges from the first so many scalars only, which also gate vectors and tensors; None: from all features.
+        The first ``n_features`` scalars of `CACE` come before any message, and so know an atom's surroundings within
+        the cutoff alone.
     charge_scale
         Factor on the heads' outputs. Small, so that training starts from a nearly uncharged model: Coulomb forces of
         random charges would drown the short range.
@@ -113,10 +114,12 @@ class LongRange(nn.Module):
         self.epsilon_infinity = float(epsilon_infinity)
         self.coulomb = Coulomb(smearing, accuracy=accuracy, process_group=process_group)
         self.n_scalars = scalars if first_scalars is None else first_scalars
+        # lengths of vectors and tensors come after all messages
+        self.reads_lengths = first_scalars is None
         self.charges = ChargeHead(
             self.n_scalars,
-            vectors,
-            tensors,
+            vectors if self.reads_lengths else 0,
+            tensors if self.reads_lengths else 0,
             n_hidden=n_hidden,
             inputs=int(total_charge == "feature"),
             outputs=2 if learned_weights else 1,
@@ -157,7 +160,8 @@ class LongRange(nn.Module):
             assert batch.total_charge is not None  # narrows the type
             inputs = batch.total_charge.to(features.scalars.dtype)[batch.system, None]
         scalars = features.scalars[:, : self.n_scalars]
-        raw = self.charges(scalars, features.vectors, features.tensors, inputs)
+        vectors, tensors = (features.vectors, features.tensors) if self.reads_lengths else (None, None)
+        raw = self.charges(scalars, vectors, tensors, inputs)
         charges = raw[:, 0]
         if self.total_charge == "constraint":
             weights = nn.functional.softplus(raw[:, 1]) if self.learned_weights else None
