@@ -20,10 +20,12 @@ import math
 from collections.abc import Callable
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from farfield.electrostatics.boundary import Truncation, kernel_factor
 from farfield.electrostatics.cutoff import switch
+from farfield.electrostatics.distributed import shared, sum_over_ranks, to_each_rank
 from farfield.electrostatics.graphs import constant, is_traced
 from farfield.electrostatics.lattice import inverse, volume_of
 from farfield.electrostatics.separable import WaveTables, count_of, moments, multi_indices, structure_factors
@@ -204,6 +206,8 @@ class EwaldGeometry:
         How the kernel ends for systems that are open along some axes; ``cell`` is the padded one then.
     transform
         v̂(k) of another interaction than Coulomb's.
+    ranks
+        The process group whose ranks hold the other atoms of the systems.
     """
 
     def __init__(
@@ -218,15 +222,17 @@ class EwaldGeometry:
         field_levels: int,
         truncation: Truncation | None = None,
         transform: Transform | None = None,
+        ranks: dist.ProcessGroup | None = None,
     ) -> None:
-        dtype = positions.dtype
+        dtype, self._ranks = positions.dtype, ranks
         self.source_level, self.field_level = source_levels - 1, field_levels - 1
         # Phases and weights in float64: a large cell has phases of many turns, which float32 would blur.
         reduced = basis @ cell.double()
         to_fractional = inverse(reduced)
         fractional = positions.double() @ to_fractional
         fractional = fractional - torch.round(fractional.detach())
-        self.weights = reciprocal_weights(reduced, smearing, ranges, cutoff, truncation, transform).to(dtype)
+        weights = reciprocal_weights(shared(reduced, ranks), smearing, ranges, cutoff, truncation, transform)
+        self.weights = weights.to(dtype)
         self.fractional = fractional
         self.tables = WaveTables(fractional, ranges, dtype)
         self.octants = constant(_OCTANT_MATRIX, positions)
@@ -245,7 +251,7 @@ class EwaldGeometry:
         product = structure_factors(self.fractional, c, self.tables, level)
         n1, n2, n3 = (n + 1 for n in self.tables.ranges)
         product = product.reshape(-1, 2, n3, 2, n2, 2, n1).permute(0, 1, 3, 5, 2, 4, 6)
-        return self.octants @ product.reshape(len(charges), 8, -1)
+        return sum_over_ranks(self.octants @ product.reshape(len(charges), 8, -1), self._ranks)
 
     def energy(self, structure: Tensor) -> Tensor:
         """Energy of each member (eV), float64, self-interaction included, shape (members,)."""
@@ -259,8 +265,8 @@ class EwaldGeometry:
         level = self.field_level
         members = len(structure)
         n1, n2, n3 = (n + 1 for n in self.tables.ranges)
-        weights = 2.0 * torch.cat((self.weights, self.weights), 1)
-        adjoint = (self.octants.mT @ (weights * structure)).reshape(members, 2, 2, 2, n3, n2, n1)
+        weighted = to_each_rank(2.0 * torch.cat((self.weights, self.weights), 1) * structure, self._ranks)
+        adjoint = (self.octants.mT @ weighted).reshape(members, 2, 2, 2, n3, n2, n1)
         adjoint = adjoint.permute(0, 1, 4, 2, 5, 3, 6).reshape(members, 2 * n3, -1)
         d = moments(adjoint, self.fractional, self.tables, level)
         found = d @ self._map[:, : (1, 4, 13)[level], : d.shape[2]].mT

@@ -19,9 +19,11 @@ import math
 from collections.abc import Callable
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from farfield.electrostatics.boundary import Truncation, kernel_factor
+from farfield.electrostatics.distributed import sum_over_ranks, to_each_rank
 from farfield.electrostatics.graphs import constant, is_traced, operator
 from farfield.electrostatics.lattice import inverse, volume_of
 from farfield.electrostatics.spreading import Stencil, gather, spread
@@ -307,6 +309,8 @@ class MeshGeometry:
     source_degree, field_degree
         Derivatives that the multipoles need (0 charges, 1 dipoles, 2 quadrupoles) and that are wanted of the potential
         (0 potential, 1 field, 2 field gradient).
+    ranks
+        The process group whose ranks hold the other atoms of the system.
     """
 
     def __init__(
@@ -319,8 +323,9 @@ class MeshGeometry:
         order: int,
         source_degree: int,
         field_degree: int,
+        ranks: dist.ProcessGroup | None = None,
     ) -> None:
-        self.dtype = positions.dtype
+        self.dtype, self._ranks = positions.dtype, ranks
         self.source_degree, self.field_degree = source_degree, field_degree
         to_fractional = inverse(basis @ cell)
         points = constant(shape, positions, torch.float64)
@@ -344,7 +349,8 @@ class MeshGeometry:
                 q = 0.5 * self._jacobian.mT @ quadrupoles @ self._jacobian
                 xx, xy, xz, yx, yy, yz, zx, zy, zz = q.flatten(1).unbind(1)
                 columns.append(torch.stack((xx, xy + yx, xz + zx, yy, yz + zy, zz), 1))
-        return spread(self._u, torch.cat(columns, 1), self._stencil, self.source_degree)
+        mesh = spread(self._u, torch.cat(columns, 1), self._stencil, self.source_degree)
+        return sum_over_ranks(mesh, self._ranks)
 
     def energy(self, density: Tensor) -> Tensor:
         """Energy (eV), float64, self-interaction included."""
@@ -358,6 +364,7 @@ class MeshGeometry:
             mesh = _convolve_operator(density, self._kernel)
         else:
             mesh = _Convolve.apply(density, self._kernel, None)
+        mesh = to_each_rank(mesh, self._ranks)
         values = gather(self._u, mesh, self._stencil, self.field_degree)
         gradient = second = None
         if self.field_degree > 0:

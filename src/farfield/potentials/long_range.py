@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from farfield.atoms.batch import AtomicBatch
 from farfield.electrostatics.coulomb import Coulomb
+from farfield.electrostatics.distributed import sum_over_ranks, to_each_rank, together
 from farfield.electrostatics.multipoles import Multipoles
 from farfield.potentials.features import Features
 from farfield.potentials.heads import ChargeHead, TensorHead, VectorHead
@@ -52,9 +54,16 @@ class LongRange(nn.Module):
         Q_tot/√ε∞ under the constraint. 1 for open systems whatever it is.
     n_hidden
         Widths of the charge head's hidden layers.
+    first_scalars
+        Make charges from the first so many scalars only, which also gate vectors and tensors; None: from all features.
+        The first ``n_features`` scalars of `CACE` come before any message, and so know an atom's surroundings within
+        the cutoff alone.
     charge_scale
         Factor on the heads' outputs. Small, so that training starts from a nearly uncharged model: Coulomb forces of
         random charges would drown the short range.
+    process_group
+        The torch.distributed process group whose ranks hold the atoms, each with the features of its own; gradients are
+        those of `Coulomb` in a process group, and a constraint holds for the whole system. No part of `config`.
 
     Raises
     ------
@@ -76,7 +85,9 @@ class LongRange(nn.Module):
         learned_weights: bool = False,
         epsilon_infinity: float = 1.0,
         n_hidden: Sequence[int] = (32, 16),
+        first_scalars: int | None = None,
         charge_scale: float = 0.02,
+        process_group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         if scalars < 1:
@@ -91,27 +102,32 @@ class LongRange(nn.Module):
             raise ValueError("`learned_weights` spread the residual of total_charge='constraint': set that too")
         if not epsilon_infinity > 0:
             raise ValueError(f"`epsilon_infinity` is {epsilon_infinity} but must be positive")
+        if first_scalars is not None and not 1 <= first_scalars <= scalars:
+            raise ValueError(f"`first_scalars` is {first_scalars} but must lie between 1 and the {scalars} scalars")
         self._config = {
             "scalars": scalars, "vectors": vectors, "tensors": tensors, "dipoles": dipoles,
             "quadrupoles": quadrupoles, "smearing": smearing, "accuracy": accuracy, "total_charge": total_charge,
             "learned_weights": learned_weights, "epsilon_infinity": epsilon_infinity, "n_hidden": list(n_hidden),
-            "charge_scale": charge_scale,
+            "first_scalars": first_scalars, "charge_scale": charge_scale,
         }  # fmt: skip
         self.total_charge = total_charge
         self.epsilon_infinity = float(epsilon_infinity)
-        self.coulomb = Coulomb(smearing, accuracy=accuracy)
+        self.coulomb = Coulomb(smearing, accuracy=accuracy, process_group=process_group)
+        self.n_scalars = scalars if first_scalars is None else first_scalars
+        # lengths of vectors and tensors come after all messages
+        self.reads_lengths = first_scalars is None
         self.charges = ChargeHead(
-            scalars,
-            vectors,
-            tensors,
+            self.n_scalars,
+            vectors if self.reads_lengths else 0,
+            tensors if self.reads_lengths else 0,
             n_hidden=n_hidden,
             inputs=int(total_charge == "feature"),
             outputs=2 if learned_weights else 1,
             scale=charge_scale,
         )
         self.learned_weights = learned_weights
-        self.dipoles = VectorHead(scalars, vectors, scale=charge_scale) if dipoles else None
-        self.quadrupoles = TensorHead(scalars, tensors, scale=charge_scale) if quadrupoles else None
+        self.dipoles = VectorHead(self.n_scalars, vectors, scale=charge_scale) if dipoles else None
+        self.quadrupoles = TensorHead(self.n_scalars, tensors, scale=charge_scale) if quadrupoles else None
 
     def config(self) -> dict[str, Any]:
         """Arguments that rebuild the module."""
@@ -133,25 +149,28 @@ class LongRange(nn.Module):
         ValueError
             If the model uses the total charge and the batch does not give it.
         """
-        if self.total_charge is not None and batch.total_charge is None:
-            raise ValueError(
-                f"`batch.total_charge` is None but the model was made with total_charge={self.total_charge!r}: "
-                "give every system its total charge (e)"
-            )
+        with together(self.coulomb.process_group):
+            if self.total_charge is not None and batch.total_charge is None:
+                raise ValueError(
+                    f"`batch.total_charge` is None but the model was made with total_charge={self.total_charge!r}: "
+                    "give every system its total charge (e)"
+                )
         inputs = None
         if self.total_charge == "feature":
             assert batch.total_charge is not None  # narrows the type
             inputs = batch.total_charge.to(features.scalars.dtype)[batch.system, None]
-        raw = self.charges(features.scalars, features.vectors, features.tensors, inputs)
+        scalars = features.scalars[:, : self.n_scalars]
+        vectors, tensors = (features.vectors, features.tensors) if self.reads_lengths else (None, None)
+        raw = self.charges(scalars, vectors, tensors, inputs)
         charges = raw[:, 0]
         if self.total_charge == "constraint":
             weights = nn.functional.softplus(raw[:, 1]) if self.learned_weights else None
             charges = self._constrained(charges, batch, weights, detach_total)
         dipoles = quadrupoles = None
         if self.dipoles is not None and features.vectors is not None:
-            dipoles = self.dipoles(features.scalars, features.vectors)
+            dipoles = self.dipoles(scalars, features.vectors)
         if self.quadrupoles is not None and features.tensors is not None:
-            quadrupoles = self.quadrupoles(features.scalars, features.tensors)
+            quadrupoles = self.quadrupoles(scalars, features.tensors)
         return Multipoles(charges, dipoles, quadrupoles)
 
     def forward(self, batch: AtomicBatch, features: Features) -> LongRangeResult:
@@ -167,9 +186,10 @@ class LongRange(nn.Module):
         wanted = batch.total_charge.to(charges.dtype) * screened
         if weights is None:
             weights = torch.ones_like(charges)
-        zeros = charges.new_zeros(batch.n_systems)
-        residual = wanted - zeros.index_add(0, batch.system, charges)
+        zeros, ranks = charges.new_zeros(batch.n_systems), self.coulomb.process_group
+        residual = wanted - sum_over_ranks(zeros.index_add(0, batch.system, charges), ranks)
         if detached:
             residual, weights = residual.detach(), weights.detach()
-        share = weights / zeros.index_add(0, batch.system, weights)[batch.system]
-        return charges + residual[batch.system] * share
+        total = sum_over_ranks(zeros.index_add(0, batch.system, weights), ranks)
+        share = weights / to_each_rank(total, ranks)[batch.system]
+        return charges + to_each_rank(residual, ranks)[batch.system] * share
