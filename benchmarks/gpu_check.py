@@ -244,24 +244,15 @@ def timed(work: Callable[[], object], device: torch.device, repeat: int = 10) ->
     return statistics.median(times)
 
 
-def variants(u: Tensor, coefficients: Tensor, mesh: Tensor, stencil: Stencil) -> dict[str, float]:
-    """Time the kernels (ms) for GPUs in other sizes, and for atoms in another order."""
-    from farfield.electrostatics import spline_triton
-
-    found: dict[str, float] = {}
-
-    def both(name: str) -> None:
-        found[f"spread, {name}"] = timed(lambda: spread(u, coefficients, stencil, 0), u.device)
-        found[f"gather 1, {name}"] = timed(lambda: gather(u, mesh, stencil, 1), u.device)
-
-    before, places = (spline_triton._ATOMS, spline_triton._UNROLL), stencil.places
-    for atoms, unroll in ((1, 1), (1, 2), (2, 1), (4, 1), (4, 2), (2, stencil.order)):
-        spline_triton._ATOMS, spline_triton._UNROLL = atoms, unroll
-        both(f"{atoms} atoms a warp, unrolled {unroll}")
-    spline_triton._ATOMS, spline_triton._UNROLL = before
+def in_other_order(u: Tensor, coefficients: Tensor, mesh: Tensor, stencil: Stencil) -> dict[str, float]:
+    """Time the kernels for GPUs (ms) with atoms sorted where they are not, and not where they are."""
+    places, name = stencil.places, "sorted" if stencil.places is None else "not sorted"
     first, second = (torch.floor(u[:, axis]).int() for axis in (0, 1))
     stencil.places = torch.argsort(first * stencil.shape[1] + second) if places is None else None
-    both("not sorted" if places is not None else "sorted")
+    found = {
+        f"spread, {name}": timed(lambda: spread(u, coefficients, stencil, 0), u.device),
+        f"gather 1, {name}": timed(lambda: gather(u, mesh, stencil, 1), u.device),
+    }
     stencil.places = places
     return found
 
@@ -291,7 +282,7 @@ def kernels(report: Report, sizes: list[int]) -> None:
                 found["gather 1"] = timed(lambda: gather(u, mesh, stencil, 1), device)
                 found["gather 2"] = timed(lambda: gather(u, mesh, stencil, 2), device)
                 if stencil.kernels == "triton":
-                    found |= variants(u, coefficients, mesh, stencil)
+                    found |= in_other_order(u, coefficients, mesh, stencil)
                 found["plain spread"] = timed(lambda: spread(u, coefficients, plain, 0), device, 3)
                 found["plain gather 1"] = timed(lambda: gather(u, mesh, plain, 1), device, 3)
                 found["transforms"] = timed(lambda: inverse_transform(transform(mesh), shape[2]), device)

@@ -1,8 +1,9 @@
 """The sum with a given plan on another device than the CPU: it must not look at values there, which would wait for it.
 
 The device here is ``meta``, whose tensors have no values at all: to look at one is an error, and what is made on the
-CPU meanwhile is seen by its device. An index given as a list of numbers, which is copied to the device, is not seen
-here but by ``benchmarks/gpu_check.py``.
+CPU meanwhile is seen by its device. A number that is assigned to one entry (``x[0] = 1.0`` of a vector) is made on the
+device here, but on CUDA it is copied there, so it is refused by its shape. An index given as a list of numbers, which
+is copied, too, is not seen here but by ``benchmarks/gpu_check.py``.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ BULK, SLAB, WIRE, CLUSTER = (True,) * 3, (True, False, True), (False, True, Fals
 
 
 class _NothingOnTheHost(TorchDispatchMode):
-    """Refuses operations on tensors of the CPU: a copy to the device waits for it."""
+    """Refuses operations on tensors of the CPU, and numbers assigned to entries: a copy to the device waits for it."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert function is not torch.ops.aten.copy_.default or args[0].ndim, "a number is assigned to an entry"
         found = function(*args, **(kwargs or {}))
         for value in tree_leaves((args, kwargs, found)):
             if isinstance(value, torch.Tensor):

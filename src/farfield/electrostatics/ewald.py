@@ -94,16 +94,15 @@ def reciprocal_weights(
     axes = [torch.arange(n + 1, dtype=cell.dtype, device=device) for n in reversed(ranges)]
     h = torch.cartesian_prod(*axes).mT.flip(0).contiguous()
     # Every k and −k are one term; a zero index makes two octants coincide.
-    count = torch.pow(0.5, (h == 0).sum(0, dtype=cell.dtype)) * 2.0
+    zero = h == 0
+    count = torch.pow(0.5, zero.sum(0, dtype=cell.dtype)) * 2.0
     if transform is not None:
         squared = _squared_lengths(h, cell * (1.0 / smearing)[:, None, None])
         strength, scale = transform(squared, smearing[:, None, None]), 0.5
     elif truncation is None:
-        # k = 0, the first, is left out: its count is zero, and the one added there keeps 1/k² finite in the backward
-        # pass.
-        count[0] = 0.0
-        origin = torch.zeros_like(count)
-        origin[0] = 1.0
+        # k = 0 is left out: its count is zero, and the one added there keeps 1/k² finite in the backward pass.
+        origin = zero.all(0).to(count.dtype)
+        count = count * (1.0 - origin)
         squared = _squared_lengths(h, cell * (1.0 / smearing)[:, None, None])
         strength = torch.exp(-0.5 * squared) * (smearing**2)[:, None, None] / (squared + origin)
         scale = INVERSE_TWO_EPSILON_0

@@ -130,9 +130,10 @@ def influence(
 def _counts(mesh: Tensor) -> Tensor:
     """How many reciprocal vectors of the full spectrum each of the half spectrum of a mesh stands for."""
     counts = torch.full((mesh.shape[2] // 2 + 1,), 2.0, dtype=mesh.dtype, device=mesh.device)
-    counts[0] = 1.0
+    # Filled, for a number assigned to an entry is copied from the host, which waits for the device.
+    counts[:1].fill_(1.0)
     if mesh.shape[2] % 2 == 0:
-        counts[-1] = 1.0
+        counts[-1:].fill_(1.0)
     return counts
 
 
