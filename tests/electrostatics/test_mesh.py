@@ -46,6 +46,20 @@ def water(edge: int, pbc: tuple[bool, ...] = BULK) -> tuple[AtomicBatch, torch.T
     return one_system(positions, EYE * 3.104 * edge).replace(pbc=torch.tensor([pbc])), charges
 
 
+def salt(edge: int) -> tuple[AtomicBatch, torch.Tensor]:
+    """Ions of rock salt, shaken by a tenth of their distance and more."""
+    generator = torch.Generator().manual_seed(6)
+    grid = torch.cartesian_prod(*[torch.arange(edge, dtype=torch.float64)] * 3)
+    positions = (grid + 0.15 * torch.randn(edge**3, 3, generator=generator, dtype=torch.float64)) * 2.82
+    return one_system(positions, EYE * 2.82 * edge), 1.0 - 2.0 * (grid.sum(1) % 2)
+
+
+def pair() -> tuple[AtomicBatch, torch.Tensor]:
+    """Two opposite charges in a small cell."""
+    positions = torch.tensor([[0.3, 0.1, 0.2], [1.5, 2.0, 0.9]], dtype=torch.float64)
+    return one_system(positions, EYE * 4.0), torch.tensor([1.0, -1.0], dtype=torch.float64)
+
+
 @pytest.mark.parametrize("order", [4, 5, 6, 7, 8])
 def test_energy_tends_to_ewald_with_the_order_of_the_splines(order):
     batch, multipoles = random_system(6, TRICLINIC), random_multipoles(6, 0)
@@ -78,6 +92,39 @@ def test_force_error_stays_below_the_accuracy_asked_for(pbc, order):
         error = float((forces - exact).norm() / exact.norm())
         assert error < accuracy
         assert error > accuracy / 100.0, "a mesh finer than needed"
+
+
+SMALL_AND_LARGE = {
+    "2 ions": pair,
+    "8 ions": lambda: salt(2),
+    "64 ions": lambda: salt(4),
+    "3 atoms of water": lambda: water(1),
+    "24 atoms of water": lambda: water(2),
+    "slab of 24 atoms of water": lambda: water(2, SLAB),
+}
+
+
+@pytest.mark.parametrize("name", SMALL_AND_LARGE)
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_accuracy_holds_for_few_atoms_and_any_smearing(name, order):
+    """Where an atom's pull on itself, by where it stands on the mesh, is largest beside the forces of the others."""
+    batch, charges = SMALL_AND_LARGE[name]()
+    higher = random_multipoles(batch.n_atoms, order)
+    multipoles = Multipoles(charges, *(0.4 * part for part in parts(higher)[1:]))
+    for smearing in (0.4, 0.7, 2.0):
+        _, exact, _ = forces_and_strain(Coulomb(smearing, accuracy=1e-7, method="ewald"), batch, multipoles)
+        _, forces, _ = forces_and_strain(Coulomb(smearing, accuracy=1e-4, method="mesh"), batch, multipoles)
+        assert float((forces - exact).norm() / exact.norm()) < 1e-4, smearing
+
+
+@pytest.mark.parametrize(("smearing", "order"), [(0.7, 0), (1.0, 2), (2.0, 1)])
+def test_accuracy_holds_for_a_thousand_atoms(smearing, order):
+    batch, charges = salt(10)
+    higher = random_multipoles(batch.n_atoms, order)
+    multipoles = Multipoles(charges, *(0.4 * part for part in parts(higher)[1:]))
+    _, exact, _ = forces_and_strain(Coulomb(smearing, accuracy=1e-6, method="mesh"), batch, multipoles)
+    _, forces, _ = forces_and_strain(Coulomb(smearing, accuracy=1e-4, method="mesh"), batch, multipoles)
+    assert float((forces - exact).norm() / exact.norm()) < 1e-4
 
 
 @pytest.mark.parametrize("pbc", [BULK, SLAB, WIRE, CLUSTER])
