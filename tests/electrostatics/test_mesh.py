@@ -19,6 +19,7 @@ from electrostatic_systems import (
 )
 
 from farfield.atoms.batch import AtomicBatch, concatenate
+from farfield.electrostatics import mesh as mesh_module
 from farfield.electrostatics.cost import mesh_size, mesh_spacing
 from farfield.electrostatics.coulomb import Coulomb
 from farfield.electrostatics.mesh import MeshGeometry, good_size, influence, inverse_transform, transform
@@ -222,6 +223,18 @@ def test_batch_of_meshes_and_all_else_is_a_loop():
             (alone.field_gradient, together.field_gradient[atoms]),
         ):
             torch.testing.assert_close(mine, whole, rtol=1e-8, atol=1e-8)
+
+
+def test_gradients_in_the_cell_after_a_call_in_inference_mode():
+    batch, multipoles = system(5, BULK), random_multipoles(5)
+    coulomb = Coulomb(accuracy=1e-2, method="mesh")
+    plan = coulomb.prepare(batch)
+    mesh_module._kept_spline_factor.cache_clear()
+    with torch.inference_mode():
+        coulomb(batch.replace(cell=1.001 * batch.cell), multipoles, plan)
+    cell = batch.cell.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(coulomb(batch.replace(cell=cell), multipoles, plan).energy.sum(), cell)
+    assert float(slope.abs().max()) > 0.0
 
 
 def test_a_sweep_of_the_cell_on_a_frozen_mesh_is_smooth():

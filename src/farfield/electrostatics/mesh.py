@@ -58,7 +58,10 @@ def _spline_factor(size: int, order: int, half: bool, device: torch.device) -> T
     return squares[:, _IMAGES] / squares.sum(1) ** 2
 
 
-_kept_spline_factor = functools.lru_cache(maxsize=256)(_spline_factor)
+@functools.lru_cache(maxsize=256)
+def _kept_spline_factor(size: int, order: int, half: bool, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # made in inference mode, autograd could not keep it
+        return _spline_factor(size, order, half, device)
 
 
 def _indices(shape: tuple[int, int, int], like: Tensor) -> list[Tensor]:
