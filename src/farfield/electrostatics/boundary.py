@@ -25,8 +25,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from farfield.electrostatics.distributed import largest_of_ranks
+from farfield.electrostatics.lattice import inverse
 
 #: Beyond this many σ two Gaussian charges interact as points, to 10⁻¹⁰ of k_e q²/Å: the room between an atom and where
 #: the kernel ends.
@@ -94,20 +98,31 @@ class Truncation:
         return dataclasses.replace(self, bessel=table)
 
 
-def _extents(positions: Tensor, mask: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+def _extents(
+    positions: Tensor, mask: Tensor, directions: Tensor, ranks: dist.ProcessGroup | None
+) -> tuple[Tensor, Tensor]:
     """Extents (members, open) along directions (members, open, 3), and an upper bound of the largest distance."""
     projected = positions @ directions.mT
     occupied = mask[..., None]
     top = projected.masked_fill(~occupied, -torch.inf).amax(1)
     bottom = projected.masked_fill(~occupied, torch.inf).amin(1)
+    if ranks is not None:
+        top, bottom = largest_of_ranks(torch.stack((top, -bottom)), ranks).unbind()
+        bottom = -bottom
     # A ball about the centre of the box holds all atoms.
     off_centre = (projected - 0.5 * (top + bottom)[:, None]).square().sum(-1)
     ball = 2.0 * off_centre.masked_fill(~mask, 0.0).amax(1).sqrt()
-    return top - bottom, ball
+    return top - bottom, largest_of_ranks(ball, ranks)
 
 
 def make_truncation(
-    positions: Tensor, mask: Tensor, cell: Tensor, pbc: np.ndarray, smearing: Tensor, gap: float | None = None
+    positions: Tensor,
+    mask: Tensor,
+    cell: Tensor,
+    pbc: np.ndarray,
+    smearing: Tensor,
+    gap: float | None = None,
+    ranks: dist.ProcessGroup | None = None,
 ) -> tuple[Truncation, Tensor]:
     """Settle padded lengths and the end of the kernel for systems with the same number of periodic axes.
 
@@ -126,6 +141,8 @@ def make_truncation(
         σ (Å), shape (members,).
     gap
         Room (Å) between a system and its images along open directions, for an interaction that needs no other end.
+    ranks
+        The process group whose ranks hold the other atoms of the systems.
 
     Returns
     -------
@@ -135,7 +152,8 @@ def make_truncation(
     count = int(pbc[0].sum())
     axes = torch.from_numpy(np.argsort(~pbc, axis=1, kind="stable").astype(np.int64)).to(cell.device)
     positions, cell = positions.detach().double(), cell.detach().double()
-    extents, diameter = _extents(positions, mask, _open_directions(_periodic_vectors(cell, axes, count), count))
+    directions = _open_directions(_periodic_vectors(cell, axes, count), count)
+    extents, diameter = _extents(positions, mask, directions, ranks)
     growth = (_GROWTH * diameter).clamp(min=_LEAST_GROWTH)
     extents = torch.ceil((extents + growth[:, None]) / _QUANTUM) * _QUANTUM
     diameter = torch.ceil((diameter + growth) / _QUANTUM) * _QUANTUM
@@ -150,16 +168,25 @@ def make_truncation(
     return truncation, padded_cell(cell, truncation)
 
 
-def spread_beyond(positions: Tensor, mask: Tensor, cell: Tensor, truncation: Truncation) -> Tensor:
+def spread_beyond(
+    positions: Tensor, mask: Tensor, cell: Tensor, truncation: Truncation, ranks: dist.ProcessGroup | None = None
+) -> Tensor:
     """How far each system has spread beyond what its padding is good for (Å), negative within it, shape (members,)."""
     count = truncation.periodic
     cell = cell.detach()
     directions = _open_directions(_periodic_vectors(cell, truncation.axes, count), count)
-    extents, diameter = _extents(positions.detach(), mask, directions)
+    extents, diameter = _extents(positions.detach(), mask, directions, ranks)
     return torch.cat((extents - truncation.extents, (diameter - truncation.diameter)[:, None]), 1).amax(1)
 
 
-def check_room(positions: Tensor, mask: Tensor, cell: Tensor, systems: Tensor, truncation: Truncation) -> None:
+def check_room(
+    positions: Tensor,
+    mask: Tensor,
+    cell: Tensor,
+    systems: Tensor,
+    truncation: Truncation,
+    ranks: dist.ProcessGroup | None = None,
+) -> None:
     """Refuse systems that have spread beyond what their plan's padding is good for. Synchronizes the device.
 
     Raises
@@ -167,7 +194,7 @@ def check_room(positions: Tensor, mask: Tensor, cell: Tensor, systems: Tensor, t
     ValueError
         Naming the system and by how much.
     """
-    beyond = spread_beyond(positions, mask, cell, truncation)
+    beyond = spread_beyond(positions, mask, cell, truncation, ranks)
     if bool((beyond > 0).any()):
         member = int(beyond.argmax())
         raise ValueError(
@@ -237,7 +264,7 @@ def kernel_factor(
     across_squared = across.square().sum(-1)
     if count:
         rows = cell[:, :count]
-        metric = torch.linalg.inv(rows @ rows.mT) * (2.0 * math.pi) ** 2
+        metric = inverse(rows @ rows.mT) * (2.0 * math.pi) ** 2
         along = h[:, :count]
         parallel_squared = torch.einsum("ka,maa->mk", along.square(), metric)
         if count == 2:

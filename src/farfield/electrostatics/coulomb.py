@@ -8,13 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
 from farfield.atoms.batch import AtomicBatch
 from farfield.electrostatics.checks import check_multipole_shapes, check_multipole_values
+from farfield.electrostatics.distributed import graph_of, sum_over_ranks, together
+from farfield.electrostatics.group_sums import pair_energies
 from farfield.electrostatics.multipoles import Multipoles
-from farfield.electrostatics.operator import CoulombOperator, multipole_order, pair_energies
+from farfield.electrostatics.operator import CoulombOperator, multipole_order
 from farfield.electrostatics.plan import CoulombPlan
 from farfield.electrostatics.solver import Solver
 
@@ -46,7 +49,10 @@ class CoulombResult:
 
     @functools.cached_property
     def atom_energies(self) -> Float[Tensor, " atoms"]:
-        """Share of each atom (eV), shape (atoms,); they sum to the energy. Found when first asked for."""
+        """Share of each atom (eV), shape (atoms,); they sum to the energy. Found when first asked for.
+
+        In a process group all ranks have to ask for it, and all their atoms' shares sum to the energy.
+        """
         return self._find_atom_energies()
 
 
@@ -85,11 +91,37 @@ class Coulomb(Solver):
         ``"auto"`` takes for each system what reaches the accuracy soonest: a direct sum (open systems), Ewald's, or a
         particle mesh, by size and boundary (`farfield.electrostatics.cost`). ``"ewald"`` and ``"mesh"`` sum open
         systems in reciprocal space, too; ``"open"`` refuses batches with any periodic system.
+    process_group
+        A torch.distributed process group whose ranks hold the atoms together; see below. None if all atoms are here.
+        No part of `config`, nor of files; copies keep it.
 
     Raises
     ------
     ValueError
         For a smearing that is not positive, an accuracy outside 1e-12 … 0.1, an unknown option.
+    TypeError
+        For another object than a process group.
+
+    Notes
+    -----
+    With a ``process_group`` every rank gives a batch of its own atoms: of each system some, possibly none, on each rank
+    (number and order of the systems, ``cell`` and ``pbc`` are the same on all). All ranks make the same calls, forward
+    and backward. What they get, and what gradients mean:
+
+    * ``energy`` is that of the whole systems, equal on all ranks; potential, field, field gradient and atoms' energies
+      are those at a rank's own atoms.
+    * Each rank calls backward on the energy, or a function of it, once. The gradients at its atoms, in positions and
+      multipoles, are those of one process.
+    * Of losses that differ from rank to rank, such as those of forces or potentials of a rank's own atoms, each rank
+      calls backward on its own: the gradients are those of their sum over ranks. Terms made of energies count once.
+    * What all ranks have copies of, parameters that multipoles were made with and the cell, gets a share of its
+      gradient on each: sum them over the ranks. So does the stress, whose virial has a sum over atoms, too: work it out
+      on each rank as on one process and sum the outcomes.
+    * What one rank refuses raises on all. For that the ranks exchange a few numbers in every call, which synchronizes
+      the device.
+
+    Structure factors and meshes are summed over the ranks, and what follows for them alone (transforms, weights) is
+    done on each rank. Pairs of open systems are summed on each rank, over the atoms of all.
 
     Examples
     --------
@@ -106,8 +138,9 @@ class Coulomb(Solver):
         background: str = "gaussian",
         self_interaction: bool = False,
         method: str = "auto",
+        process_group: dist.ProcessGroup | None = None,
     ) -> None:
-        super().__init__(smearing, accuracy=accuracy, method=method)
+        super().__init__(smearing, accuracy=accuracy, method=method, process_group=process_group)
         if background not in _BACKGROUNDS:
             raise ValueError(f"`background` is {background!r} but must be one of {', '.join(map(repr, _BACKGROUNDS))}")
         self.background = background
@@ -152,14 +185,18 @@ class Coulomb(Solver):
         TypeError
             For wrong dtypes.
         """
-        if outputs not in _OUTPUTS:
-            raise ValueError(f"`outputs` is {outputs!r} but must be one of {', '.join(map(repr, _OUTPUTS))}")
         frozen = plan is not None
         plan = self._checked_plan(batch, plan)
-        check_multipole_shapes(multipoles, batch.positions)
-        if not frozen:
-            check_multipole_values(multipoles)
-        order = multipole_order(multipoles)
+        with together(self.process_group) as same:
+            if outputs not in _OUTPUTS:
+                raise ValueError(f"`outputs` is {outputs!r} but must be one of {', '.join(map(repr, _OUTPUTS))}")
+            check_multipole_shapes(multipoles, batch.positions)
+            if not frozen:
+                check_multipole_values(multipoles)
+            order = multipole_order(multipoles)
+            if self.process_group is not None:
+                same["the place of `outputs` among its options"] = _OUTPUTS.index(outputs)
+                same.update(graph_of(positions=batch.positions, cell=batch.cell, **vars(multipoles)))
         if outputs == "energy":
             operator = self._operator(batch, plan, order, order + 1)
             return CoulombResult(
@@ -169,7 +206,7 @@ class Coulomb(Solver):
         potential, gradient, second = self._operator(batch, plan, order, 3).potential(multipoles)
         atom_energies = pair_energies(multipoles, potential, gradient, second)
         return CoulombResult(
-            energy=batch.sum_over_atoms(atom_energies),
+            energy=sum_over_ranks(batch.sum_over_atoms(atom_energies), self.process_group),
             potential=potential,
             field=None if gradient is None else -gradient,
             field_gradient=None if second is None else -second,
@@ -203,10 +240,12 @@ class Coulomb(Solver):
         ValueError
             For another order or level, and as `prepare`.
         """
-        if order not in (0, 1, 2):
-            raise ValueError(f"`order` is {order!r} but must be 0 (charges), 1 (dipoles) or 2 (quadrupoles)")
-        if levels not in (1, 2, 3):
-            raise ValueError(f"`levels` is {levels!r} but must be 1 (potential), 2 (field) or 3 (field gradient)")
+        with together(self.process_group) as same:
+            if order not in (0, 1, 2):
+                raise ValueError(f"`order` is {order!r} but must be 0 (charges), 1 (dipoles) or 2 (quadrupoles)")
+            if levels not in (1, 2, 3):
+                raise ValueError(f"`levels` is {levels!r} but must be 1 (potential), 2 (field) or 3 (field gradient)")
+            same["`order`"], same["`levels`"] = order, levels
         return self._operator(batch, self._checked_plan(batch, plan), order, levels)
 
     def _operator(self, batch: AtomicBatch, plan: CoulombPlan, order: int, levels: int) -> CoulombOperator:
@@ -217,4 +256,5 @@ class Coulomb(Solver):
             levels=levels,
             background=self.background,
             self_interaction=self.self_interaction,
+            ranks=self.process_group,
         )

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
@@ -24,9 +25,11 @@ from farfield.atoms.batch import AtomicBatch
 from farfield.electrostatics.checks import check_coefficients
 from farfield.electrostatics.cutoff import switch
 from farfield.electrostatics.dispersion_kernels import dispersion_kernel, dispersion_transform
+from farfield.electrostatics.distributed import graph_of, shared, sum_over_ranks, to_each_rank, together
 from farfield.electrostatics.ewald import EwaldGeometry
+from farfield.electrostatics.group_sums import mesh_kernel, positions_and_cells
 from farfield.electrostatics.mesh import MeshGeometry
-from farfield.electrostatics.operator import join_atoms, join_systems, mesh_kernel, positions_and_cells
+from farfield.electrostatics.operator import join_atoms, join_systems
 from farfield.electrostatics.plan import CoulombPlan, EwaldGroup, MeshGroup, OpenGroup, make_plan
 from farfield.electrostatics.solver import Solver
 
@@ -54,7 +57,10 @@ class DispersionResult:
 
     @functools.cached_property
     def atom_energies(self) -> Float[Tensor, " atoms"]:
-        """Share of each atom (eV), shape (atoms,); they sum to the energy. Found when first asked for."""
+        """Share of each atom (eV), shape (atoms,); they sum to the energy. Found when first asked for.
+
+        In a process group all ranks have to ask for it, and all their atoms' shares sum to the energy.
+        """
         return self._find_atom_energies()
 
 
@@ -79,11 +85,15 @@ class Dispersion(Solver):
         The room to those images grows as accuracy^(−1/4).
     method
         ``"auto"``, ``"open"``, ``"ewald"`` or ``"mesh"``, as in `Coulomb`.
+    process_group
+        Whose ranks hold the atoms, as in `Coulomb`.
 
     Raises
     ------
     ValueError
         For a smearing that is not positive, an accuracy outside 1e-12 … 0.1, an unknown method.
+    TypeError
+        For another object than a process group.
 
     Examples
     --------
@@ -94,13 +104,18 @@ class Dispersion(Solver):
     _truncates = False
 
     def __init__(
-        self, smearing: float | Float[Tensor, " systems"] = 1.0, *, accuracy: float = 1e-4, method: str = "auto"
+        self,
+        smearing: float | Float[Tensor, " systems"] = 1.0,
+        *,
+        accuracy: float = 1e-4,
+        method: str = "auto",
+        process_group: dist.ProcessGroup | None = None,
     ) -> None:
-        super().__init__(smearing, accuracy=accuracy, method=method)
+        super().__init__(smearing, accuracy=accuracy, method=method, process_group=process_group)
 
     def _make_plan(self, batch: AtomicBatch, smearing: np.ndarray) -> CoulombPlan:
         gap = _GAP * self.accuracy**-0.25 * max(1.0, float(smearing.max(initial=0.0)))
-        return make_plan(batch, smearing, self.accuracy / _RATIO, self.method, gap=gap)
+        return make_plan(batch, smearing, self.accuracy / _RATIO, self.method, gap=gap, ranks=self.process_group)
 
     def __call__(
         self, batch: AtomicBatch, coefficients: Float[Tensor, " atoms"], plan: CoulombPlan | None = None
@@ -130,8 +145,12 @@ class Dispersion(Solver):
         """
         frozen = plan is not None
         plan = self._checked_plan(batch, plan)
-        check_coefficients(coefficients, batch.positions, values=not frozen)
-        sums = [_SUMS[type(group)](group, batch) for group in plan.groups]
+        with together(self.process_group) as same:
+            check_coefficients(coefficients, batch.positions, values=not frozen)
+            if self.process_group is not None:
+                same.update(graph_of(positions=batch.positions, cell=batch.cell, coefficients=coefficients))
+        unchanged, ranks = plan.is_of(batch.cell), self.process_group
+        sums = [_SUMS[type(group)](group, batch, ranks, unchanged) for group in plan.groups]
         padded = [part.padding.gather(coefficients) for part in sums]
 
         def find_atom_energies() -> Tensor:
@@ -146,21 +165,26 @@ class Dispersion(Solver):
 class _OpenSum:
     """A group of open systems, summed over pairs."""
 
-    def __init__(self, group: OpenGroup, batch: AtomicBatch) -> None:
-        self.padding = group.padding
-        components = group.padding.gather(batch.positions).permute(2, 0, 1)
+    def __init__(self, group: OpenGroup, batch: AtomicBatch, ranks: dist.ProcessGroup | None, unchanged: bool) -> None:
+        self.padding, self._ranks = group.padding, ranks
+        # Atoms of different ranks stand in different slots.
+        components = sum_over_ranks(group.padding.gather(batch.positions), ranks).permute(2, 0, 1)
         squared = (components[..., :, None] - components[..., None, :]).square().sum(0)
         exponent = (0.5**0.5 / group.smearing).to(squared.dtype)[:, None, None]
         others = 1.0 - torch.eye(squared.shape[-1], dtype=squared.dtype, device=squared.device)
         self._kernel = dispersion_kernel(squared, exponent) * others
 
+    def _potential_of(self, whole: Tensor) -> Tensor:
+        return -(self._kernel @ whole[..., None]).squeeze(-1)
+
     def potential(self, coefficients: Tensor) -> Tensor:
         """∂E/∂c of each atom (members, slots)."""
-        return -(self._kernel @ coefficients[..., None]).squeeze(-1)
+        return to_each_rank(self._potential_of(sum_over_ranks(coefficients, self._ranks)), self._ranks)
 
     def energy(self, coefficients: Tensor) -> Tensor:
         """Energy of each member (eV), float64."""
-        return 0.5 * (coefficients * self.potential(coefficients)).sum(1, dtype=torch.float64)
+        whole = sum_over_ranks(coefficients, self._ranks)
+        return 0.5 * (whole * self._potential_of(whole)).sum(1, dtype=torch.float64)
 
 
 def _attraction(squared: Tensor, smearing: Tensor) -> Tensor:
@@ -170,9 +194,9 @@ def _attraction(squared: Tensor, smearing: Tensor) -> Tensor:
 class _EwaldSum:
     """A group of systems summed by Ewald."""
 
-    def __init__(self, group: EwaldGroup, batch: AtomicBatch) -> None:
-        self.padding = group.padding
-        positions, cell = positions_and_cells(group, batch)
+    def __init__(self, group: EwaldGroup, batch: AtomicBatch, ranks: dist.ProcessGroup | None, unchanged: bool) -> None:
+        self.padding, self._ranks = group.padding, ranks
+        positions, cell = positions_and_cells(group, batch, ranks)
         cutoff = group.cutoffs[0]
         self._geometry = EwaldGeometry(
             positions,
@@ -184,6 +208,7 @@ class _EwaldSum:
             source_levels=1,
             field_levels=1,
             transform=_attraction,
+            ranks=ranks,
         )
         self._own = (_kernel_at_zero(group.smearing) * _self_factor(cutoff)).to(positions.dtype)[:, None]
 
@@ -193,24 +218,26 @@ class _EwaldSum:
 
     def energy(self, coefficients: Tensor) -> Tensor:
         energy = self._geometry.energy(self._geometry.structure(coefficients, None, None))
-        return energy + 0.5 * (self._own * coefficients.square()).sum(1, dtype=torch.float64)
+        own = (self._own * coefficients.square()).sum(1, dtype=torch.float64)
+        return energy + 0.5 * sum_over_ranks(own, self._ranks)
 
 
 class _MeshSum:
     """One system summed on a mesh."""
 
-    def __init__(self, group: MeshGroup, batch: AtomicBatch) -> None:
-        self.padding = group.padding
-        positions, cell = positions_and_cells(group, batch)
+    def __init__(self, group: MeshGroup, batch: AtomicBatch, ranks: dist.ProcessGroup | None, unchanged: bool) -> None:
+        self.padding, self._ranks = group.padding, ranks
+        positions, cell = positions_and_cells(group, batch, ranks)
         self._geometry = MeshGeometry(
             positions[0],
             cell[0].double(),
             group.basis[0],
-            mesh_kernel(group, cell, 0, positions.dtype, _attraction),
+            mesh_kernel(group, shared(cell, ranks), 0, positions.dtype, _attraction, unchanged=unchanged),
             group.shapes[0],
             group.orders[0],
             source_degree=0,
             field_degree=0,
+            ranks=ranks,
         )
         # Of an atom's interaction with itself the mesh holds all but what accuracy allows.
         self._own = _kernel_at_zero(group.smearing).to(positions.dtype)[:, None]
@@ -221,7 +248,8 @@ class _MeshSum:
 
     def energy(self, coefficients: Tensor) -> Tensor:
         energy = self._geometry.energy(self._geometry.density(coefficients[0], None, None))[None]
-        return energy + 0.5 * (self._own * coefficients.square()).sum(1, dtype=torch.float64)
+        own = (self._own * coefficients.square()).sum(1, dtype=torch.float64)
+        return energy + 0.5 * sum_over_ranks(own, self._ranks)
 
 
 _SUMS: dict[type, Callable[..., _OpenSum | _EwaldSum | _MeshSum]] = {
@@ -237,9 +265,10 @@ def _kernel_at_zero(smearing: Tensor) -> Tensor:
 
 
 @functools.cache
-def _nodes(count: int) -> tuple[Tensor, Tensor]:
+def _nodes(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
     x, weights = np.polynomial.legendre.leggauss(count)
-    return torch.from_numpy(0.5 * (x + 1.0)), torch.from_numpy(0.5 * weights)
+    with torch.inference_mode(False):  # made in inference mode, autograd could not keep them
+        return torch.from_numpy(0.5 * (x + 1.0)).to(device), torch.from_numpy(0.5 * weights).to(device)
 
 
 def _self_factor(cutoff: Tensor) -> Tensor:
@@ -247,7 +276,7 @@ def _self_factor(cutoff: Tensor) -> Tensor:
 
     In a large cell ∫ f̂ switch k² dk / ∫ f̂ k² dk, where the whole integral is 2π² f(0) = π²/24 at σ = 1 Å.
     """
-    nodes, weights = (tensor.to(cutoff.device) for tensor in _nodes(200))
+    nodes, weights = _nodes(200, cutoff.device)
     x = cutoff[:, None] * nodes
     one = torch.ones((), dtype=cutoff.dtype, device=cutoff.device)
     density = dispersion_transform(x * x, one) * switch(nodes * nodes) * x * x

@@ -6,49 +6,26 @@ of multipoles it is applied to. What a response or a self-consistent solution ne
 
 from __future__ import annotations
 
-import math
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
 from farfield.atoms.batch import AtomicBatch
-from farfield.electrostatics.boundary import check_room, padded_cell
 from farfield.electrostatics.checks import check_multipole_shapes
-from farfield.electrostatics.ewald import EwaldGeometry, Transform
-from farfield.electrostatics.mesh import MeshGeometry, influence
+from farfield.electrostatics.distributed import graph_of, together
+from farfield.electrostatics.group_sums import EwaldSum, MeshSum, OpenSum
 from farfield.electrostatics.multipoles import Multipoles
-from farfield.electrostatics.open_charges import open_charge_energy
-from farfield.electrostatics.open_sum import OpenGeometry
-from farfield.electrostatics.plan import CoulombPlan, EwaldGroup, MeshGroup, OpenGroup, Padding
-from farfield.units import COULOMB_CONSTANT
-
-#: 2 k_e/√(2π): potential of a unit Gaussian charge of σ = 1 Å at its own centre (V·Å/e).
-_SELF_POTENTIAL = 2.0 * COULOMB_CONSTANT / math.sqrt(2.0 * math.pi)
+from farfield.electrostatics.padding import Padding
+from farfield.electrostatics.plan import CoulombPlan, MeshGroup, OpenGroup
 
 
 def multipole_order(multipoles: Multipoles) -> int:
     """0 for charges alone, 1 with dipoles, 2 with quadrupoles."""
     return 2 if multipoles.quadrupoles is not None else 1 if multipoles.dipoles is not None else 0
-
-
-def traceless(matrix: Float[Tensor, "*rest 3 3"]) -> Float[Tensor, "*rest 3 3"]:
-    """Return matrices less a third of their trace."""
-    trace = matrix.diagonal(dim1=-2, dim2=-1).sum(-1)
-    return matrix - torch.eye(3, dtype=matrix.dtype, device=matrix.device) * (trace / 3.0)[..., None, None]
-
-
-def pair_energies(multipoles: Multipoles, potential: Tensor, gradient: Tensor | None, second: Tensor | None) -> Tensor:
-    """½ L φ of each atom: its share of the energy (eV), shape (atoms,), from the derivatives of the potential."""
-    total = multipoles.charges * potential
-    if multipoles.dipoles is not None and gradient is not None:
-        total = total + (multipoles.dipoles * gradient).sum(-1)
-    if multipoles.quadrupoles is not None and second is not None:
-        total = total + 0.5 * (multipoles.quadrupoles * second).sum((-2, -1))
-    return 0.5 * total
 
 
 def _padded(padding: Padding, multipoles: Multipoles) -> Multipoles:
@@ -60,232 +37,12 @@ def _padded(padding: Padding, multipoles: Multipoles) -> Multipoles:
     )
 
 
-def _self_potential(
-    multipoles: Multipoles, smearing: Tensor, factors: Tensor
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Potential of each atom at its own centre, with gradient and traceless second derivatives.
-
-    They are the derivatives in q, u and (twice) Q of E_self = k_e/√(2π) [q²/σ + u²/3σ³ + Q:Q/10σ⁵], each order times
-    one of the ``factors`` (members, 3); ``smearing`` has the shape (members, 1).
-    """
-    value, u, t = multipoles.charges * (_SELF_POTENTIAL * factors[:, :1] / smearing), None, None
-    if multipoles.dipoles is not None:
-        u = multipoles.dipoles * (_SELF_POTENTIAL * factors[:, 1:2] / 3.0 / smearing**3)[..., None]
-    if multipoles.quadrupoles is not None:
-        t = multipoles.quadrupoles * (_SELF_POTENTIAL * factors[:, 2:] / 5.0 / smearing**5)[..., None, None]
-    return value, u, t
-
-
-def _add(left: Tensor | None, right: Tensor | None, scale: float = 1.0) -> Tensor | None:
-    return left if left is None or right is None else torch.add(left, right, alpha=scale)
-
-
 class Potentials(NamedTuple):
     """What multipoles make at the atoms: potential (V), field (V/Å) and traceless field gradient (V/Å²)."""
 
     potential: Float[Tensor, " atoms"]
     field: Float[Tensor, "atoms 3"] | None
     field_gradient: Float[Tensor, "atoms 3 3"] | None
-
-
-class _OpenSum:
-    """A group of open systems."""
-
-    def __init__(self, group: OpenGroup, batch: AtomicBatch, order: int, levels: int, self_interaction: bool) -> None:
-        self.padding, self._levels, self._order = group.padding, levels, order
-        self._positions = group.padding.gather(batch.positions)
-        self._group, self._self_interaction = group, self_interaction
-        self._geometry: OpenGeometry | None = None
-        self._with_graph = torch.is_grad_enabled()
-
-    def _own(self, multipoles: Multipoles) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        smearing = self._group.smearing.to(self._positions.dtype)[:, None]
-        return _self_potential(multipoles, smearing, torch.ones_like(smearing).expand(-1, 3))
-
-    def potential(self, multipoles: Multipoles) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        if self._geometry is None:
-            # The first use may be a solution without gradients; later ones need the graph of the positions.
-            with torch.set_grad_enabled(self._with_graph):
-                self._geometry = OpenGeometry(self._positions, self._group.smearing, self._order + self._levels - 1)
-        value, gradient, second = self._geometry.potential(
-            multipoles.charges, multipoles.dipoles, multipoles.quadrupoles, self._levels
-        )
-        second = None if second is None else traceless(second)
-        if self._self_interaction:
-            own = self._own(multipoles)
-            return value + own[0], _add(gradient, own[1]), _add(second, own[2])
-        return value, gradient, second
-
-    def energy(self, multipoles: Multipoles) -> Tensor:
-        if self._order > 0:
-            return pair_energies(multipoles, *self.potential(multipoles)).sum(1, dtype=torch.float64)
-        energy = open_charge_energy(self._positions, multipoles.charges, self._group.smearing)
-        if self._self_interaction:
-            energy = energy + pair_energies(multipoles, *self._own(multipoles)).sum(1, dtype=torch.float64)
-        return energy
-
-
-def positions_and_cells(group: EwaldGroup | MeshGroup, batch: AtomicBatch) -> tuple[Tensor, Tensor]:
-    """Positions (members, slots, 3) and cells (members, 3, 3) of a group, the cells padded along open directions."""
-    cell = batch.cell.index_select(0, group.padding.systems)
-    positions = group.padding.gather(batch.positions)
-    if group.truncation is None:
-        return positions, cell
-    if positions.device.type == "cpu":  # elsewhere it would wait for the device
-        check_room(positions, group.padding.mask, cell, group.padding.systems, group.truncation)
-    return positions, padded_cell(cell.double(), group.truncation)
-
-
-class _ReciprocalSum(ABC):
-    """Systems summed in reciprocal space: what Ewald and the mesh have in common.
-
-    Parameters
-    ----------
-    group
-        The systems.
-    batch
-        Their batch.
-    background
-        As in `Coulomb`.
-    factors
-        Shares of the self-energy that the sum holds and that are subtracted, (members, 3); None to keep them.
-    """
-
-    def __init__(
-        self, group: EwaldGroup | MeshGroup, batch: AtomicBatch, background: str, factors: Tensor | None
-    ) -> None:
-        self.padding = group.padding
-        self._positions, self._cell = positions_and_cells(group, batch)
-        dtype = self._positions.dtype
-        self._smearing = group.smearing.to(dtype)[:, None]
-        self._factors = None if factors is None else factors.to(dtype)
-        # −π k_e σ² Q²/V turns the background that neutralizes Gaussians into the one of point charges.
-        self._shift = None
-        if background == "point" and group.truncation is None:
-            volume = torch.linalg.det(self._cell.double()).abs()
-            self._shift = -math.pi * COULOMB_CONSTANT * group.smearing**2 / volume
-
-    @abstractmethod
-    def _sum_potential(self, multipoles: Multipoles) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Potential, gradient and second derivatives at the atoms, self-interaction included."""
-
-    @abstractmethod
-    def _sum_energy(self, multipoles: Multipoles) -> Tensor:
-        """Energy of each member (eV), float64, self-interaction included."""
-
-    def potential(self, multipoles: Multipoles) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        value, gradient, second = self._sum_potential(multipoles)
-        second = None if second is None else traceless(second)
-        if self._shift is not None:
-            q = multipoles.charges
-            value = value + ((2.0 * self._shift).to(q.dtype) * q.sum(1))[:, None]
-        if self._factors is not None:
-            own = _self_potential(multipoles, self._smearing, self._factors)
-            return value - own[0], _add(gradient, own[1], -1.0), _add(second, own[2], -1.0)
-        return value, gradient, second
-
-    def energy(self, multipoles: Multipoles) -> Tensor:
-        energy = self._sum_energy(multipoles)
-        if self._shift is not None:
-            energy = energy + self._shift * multipoles.charges.sum(1).double() ** 2
-        if self._factors is not None:
-            own = _self_potential(multipoles, self._smearing, self._factors)
-            energy = energy - pair_energies(multipoles, *own).sum(1, dtype=torch.float64)
-        return energy
-
-
-class _EwaldSum(_ReciprocalSum):
-    """A group of systems summed by Ewald."""
-
-    def __init__(
-        self, group: EwaldGroup, batch: AtomicBatch, order: int, levels: int, background: str, self_interaction: bool
-    ) -> None:
-        super().__init__(group, batch, background, None if self_interaction else group.self_factors[order])
-        self._geometry = EwaldGeometry(
-            self._positions,
-            self._cell,
-            group.basis,
-            group.smearing,
-            group.ranges[order],
-            group.cutoffs[order],
-            source_levels=order + 1,
-            field_levels=levels,
-            truncation=group.truncation,
-        )
-
-    def _sum_potential(self, multipoles: Multipoles) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        q, u, t = multipoles.charges, multipoles.dipoles, multipoles.quadrupoles
-        return self._geometry.potential(self._geometry.structure(q, u, t))
-
-    def _sum_energy(self, multipoles: Multipoles) -> Tensor:
-        q, u, t = multipoles.charges, multipoles.dipoles, multipoles.quadrupoles
-        return self._geometry.energy(self._geometry.structure(q, u, t))
-
-
-class _MeshSum(_ReciprocalSum):
-    """One system summed on a mesh."""
-
-    def __init__(
-        self, group: MeshGroup, batch: AtomicBatch, order: int, levels: int, background: str, self_interaction: bool
-    ) -> None:
-        # Of a Gaussian's interaction with itself the mesh holds all but what accuracy allows.
-        super().__init__(group, batch, background, None if self_interaction else group.smearing.new_ones(1, 3))
-        self._geometry = MeshGeometry(
-            self._positions[0],
-            self._cell[0].double(),
-            group.basis[0],
-            mesh_kernel(group, self._cell, order, self._positions.dtype),
-            group.shapes[order],
-            group.orders[order],
-            source_degree=order,
-            field_degree=levels - 1,
-        )
-
-    def _density(self, multipoles: Multipoles) -> Tensor:
-        dipoles, quadrupoles = multipoles.dipoles, multipoles.quadrupoles
-        return self._geometry.density(
-            multipoles.charges[0],
-            None if dipoles is None else dipoles[0],
-            None if quadrupoles is None else quadrupoles[0],
-        )
-
-    def _sum_potential(self, multipoles: Multipoles) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        value, gradient, second = self._geometry.potential(self._density(multipoles))
-        return (
-            value[None],
-            None if gradient is None else gradient[None],
-            None if second is None else second[None],
-        )
-
-    def _sum_energy(self, multipoles: Multipoles) -> Tensor:
-        return self._geometry.energy(self._density(multipoles))[None]
-
-
-def mesh_kernel(
-    group: MeshGroup, cell: Tensor, order: int, dtype: torch.dtype, transform: Transform | None = None
-) -> Tensor:
-    """Influence function of a system: that of the plan where its cell is still the one of the plan.
-
-    ``transform`` is that of another interaction than Coulomb's, which is summed with its images along open directions.
-    """
-
-    def make(cell: Tensor) -> Tensor:
-        reduced = group.basis[0] @ cell[0].double()
-        truncation = group.truncation if transform is None else None
-        kernel = influence(reduced, group.smearing[0], group.shapes[order], group.orders[order], truncation, transform)
-        return kernel.to(dtype)
-
-    if cell.requires_grad and torch.is_grad_enabled():
-        return make(cell)
-    # Comparing cells waits for the device; on others than the CPU making it anew is cheap.
-    if cell.device.type != "cpu" or not torch.equal(cell.double(), group.cell):
-        return make(cell.detach())
-    key = (order, dtype)
-    if key not in group.kernels:
-        # What is made under inference mode could not enter a graph later.
-        with torch.inference_mode(False), torch.no_grad():
-            group.kernels[key] = make(group.cell.clone())
-    return group.kernels[key]
 
 
 class CoulombOperator:
@@ -303,6 +60,9 @@ class CoulombOperator:
         What is wanted: 1 the potential, 2 the field too, 3 the field gradient too.
     background, self_interaction
         As in `Coulomb`.
+    ranks
+        The process group whose ranks hold the other atoms: the operator is then applied to the multipoles of all and
+        gives what they make at the atoms of the batch.
     """
 
     def __init__(
@@ -314,17 +74,22 @@ class CoulombOperator:
         levels: int,
         background: str,
         self_interaction: bool,
+        ranks: dist.ProcessGroup | None = None,
     ) -> None:
+        self._ranks = ranks
         self._plan, self._order = plan, order
         self._positions = batch.positions
-        self._sums: list[_OpenSum | _EwaldSum | _MeshSum] = []
+        self._sums: list[OpenSum | EwaldSum | MeshSum] = []
         for group in plan.groups:
             if isinstance(group, OpenGroup):
-                self._sums.append(_OpenSum(group, batch, order, levels, self_interaction))
+                self._sums.append(OpenSum(group, batch, order, levels, self_interaction, ranks))
             elif isinstance(group, MeshGroup):
-                self._sums.append(_MeshSum(group, batch, order, levels, background, self_interaction))
+                unchanged = plan.is_of(batch.cell)
+                self._sums.append(
+                    MeshSum(group, batch, order, levels, background, self_interaction, ranks, unchanged=unchanged)
+                )
             else:
-                self._sums.append(_EwaldSum(group, batch, order, levels, background, self_interaction))
+                self._sums.append(EwaldSum(group, batch, order, levels, background, self_interaction, ranks))
 
     def __call__(self, multipoles: Multipoles) -> Potentials:
         """Apply A: potential, field and field gradient of the other atoms at each atom.
@@ -334,13 +99,16 @@ class CoulombOperator:
         ValueError
             For a wrong shape, or multipoles of a higher order than the operator was made for.
         """
-        check_multipole_shapes(multipoles, self._positions)
-        given = multipole_order(multipoles)
-        if given > self._order:
-            raise ValueError(
-                f"`multipoles` have the order {given} but the operator was made for {self._order}: pass order={given} "
-                "to Coulomb.operator"
-            )
+        with together(self._ranks) as same:
+            check_multipole_shapes(multipoles, self._positions)
+            given = multipole_order(multipoles)
+            if given > self._order:
+                raise ValueError(
+                    f"`multipoles` have the order {given} but the operator was made for {self._order}: pass "
+                    f"order={given} to Coulomb.operator"
+                )
+            if self._ranks is not None:
+                same.update(graph_of(**vars(multipoles)))
         value, gradient, second = self.potential(multipoles)
         return Potentials(
             potential=value,
@@ -354,13 +122,14 @@ class CoulombOperator:
         parts = [part.potential(_padded(part.padding, multipoles)) for part in self._sums]
 
         def collect(index: int, shape: tuple[int, ...]) -> Tensor | None:
-            blocks = [
-                (part.padding, block)
-                for part, outcome in zip(self._sums, parts, strict=True)
-                if (block := outcome[index]) is not None
-            ]
-            if not blocks:
-                return None if parts else q.new_zeros(shape)
+            if not parts:
+                return q.new_zeros(shape)
+            blocks = []
+            for part, outcome in zip(self._sums, parts, strict=True):
+                block = outcome[index]
+                if block is None:
+                    return None
+                blocks.append((part.padding, block))
             return join_atoms(self._plan, blocks)
 
         value = collect(0, (0,))
@@ -375,7 +144,13 @@ class CoulombOperator:
 def join_atoms(plan: CoulombPlan, blocks: Sequence[tuple[Padding, Tensor]]) -> Tensor:
     """Values of the atoms of a batch (atoms, …), from padded blocks of all of its groups."""
     released = [padding.release(block) for padding, block in blocks]
-    joined = released[0] if len(released) == 1 else torch.cat(released)
+    if len(released) == 1:
+        joined = released[0]
+    elif plan.n_ranks > 1 and released[0].ndim == 1:
+        # A rank may hold no atom of a group, and torch.cat keeps no second derivatives of tensors of the shape (0,).
+        joined = torch.cat([part[:, None] for part in released]).squeeze(1)
+    else:
+        joined = torch.cat(released)
     return joined if plan.order is None else joined.index_select(0, plan.order)
 
 

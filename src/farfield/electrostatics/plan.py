@@ -14,14 +14,18 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+import torch.distributed as dist
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from farfield.atoms.batch import AtomicBatch
 from farfield.electrostatics.boundary import Truncation, make_truncation, spread_beyond
 from farfield.electrostatics.cost import MeshSize, ewald_cost, mesh_size, open_cost
 from farfield.electrostatics.cutoff import reduced_cutoff, self_factors
+from farfield.electrostatics.distributed import ranks_of
+from farfield.electrostatics.graphs import is_traced
 from farfield.electrostatics.lattice import reduced_bases
+from farfield.electrostatics.padding import Census, Padding, make_padding, take_census
 
 #: Open systems with fewer atoms are summed directly, ones periodic along all axes by Ewald, without another thought.
 _LEAST_OPEN_TO_COMPARE = 500
@@ -48,44 +52,31 @@ def _to(value: _T, device: torch.device | str) -> _T:
     return result
 
 
-@dataclass(frozen=True, eq=False)
-class Padding:
-    """Where the atoms of some systems stand in a padded block (members, slots).
+class Seen:
+    """A tensor as it was when it was seen, to know it again without looking at its values, which waits for the device.
 
-    Attributes
-    ----------
-    systems
-        Which systems of the batch are the members, shape (members,).
-    atoms
-        Which atoms of the batch belong to them, in order, shape (group_atoms,).
-    index
-        Atom of each slot, shape (members, slots); empty slots point at some atom of the batch.
-    mask
-        1 where a slot holds an atom and 0 where it is empty, shape (members, slots).
-    occupied
-        Flat index of the slot of each of ``atoms``, shape (group_atoms,).
-    whole_batch
-        Whether the block is simply the batch reshaped: one group of systems of equal size.
+    It is known by its memory, which is kept from being used again, and by how often it has been changed in place.
     """
 
-    systems: Int[Tensor, " members"]
-    atoms: Int[Tensor, " group_atoms"]
-    index: Int[Tensor, "members slots"]
-    mask: Bool[Tensor, "members slots"]
-    occupied: Int[Tensor, " group_atoms"]
-    whole_batch: bool
+    def __init__(self, tensor: Tensor) -> None:
+        # The same memory and count of changes, without the graph.
+        self._tensor = tensor.detach()
+        # What is made in inference mode counts no changes.
+        self._version = None if tensor.is_inference() else tensor._version
 
-    def gather(self, values: Tensor) -> Tensor:
-        """Values of the atoms (atoms, …) as a padded block (members, slots, …), zero in the empty slots."""
-        if self.whole_batch:
-            return values.reshape(*self.index.shape, *values.shape[1:])
-        block = values.index_select(0, self.index.reshape(-1)).reshape(*self.index.shape, *values.shape[1:])
-        return block * self.mask.reshape(*self.mask.shape, *[1] * (values.ndim - 1)).to(values.dtype)
-
-    def release(self, block: Tensor) -> Tensor:
-        """Values (group_atoms, …) of the occupied slots of a padded block."""
-        flat = block.reshape(-1, *block.shape[2:])
-        return flat if self.whole_batch else flat.index_select(0, self.occupied)
+    def is_still(self, tensor: Tensor) -> bool:
+        """Whether a tensor is surely the one that was seen, unchanged."""
+        mine = self._tensor
+        return (
+            self._version is not None
+            and not tensor.is_inference()
+            and tensor.device == mine.device
+            and tensor.data_ptr() == mine.data_ptr()
+            and tensor.dtype == mine.dtype
+            and tensor.shape == mine.shape
+            and tensor.stride() == mine.stride()
+            and tensor._version == mine._version == self._version
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,6 +169,10 @@ class CoulombPlan:
         same.
     gap
         Room to the images along open directions (Å); None where a truncated kernel keeps them out.
+    cell
+        The cells it was made for.
+    n_ranks
+        Number of ranks that hold the atoms of the systems; 1 without a process group.
     """
 
     n_atoms: int
@@ -186,15 +181,22 @@ class CoulombPlan:
     groups: tuple[OpenGroup | EwaldGroup | MeshGroup, ...]
     order: Int[Tensor, " atoms"] | None
     gap: float | None = None
+    cell: Seen | None = None
+    n_ranks: int = 1
 
-    def has_room(self, batch: AtomicBatch) -> bool:
+    def is_of(self, cell: Tensor) -> bool:
+        """Whether cells are surely those that the plan was made for; no device is waited for."""
+        return self.cell is not None and not is_traced(cell) and self.cell.is_still(cell)
+
+    def has_room(self, batch: AtomicBatch, ranks: dist.ProcessGroup | None = None) -> bool:
         """Whether slabs, wires and clusters of a batch still fit the padding that was made for them."""
         for group in self.groups:
             if isinstance(group, OpenGroup) or group.truncation is None:
                 continue
             padding = group.padding
             cell = batch.cell.index_select(0, padding.systems)
-            if spread_beyond(padding.gather(batch.positions), padding.mask, cell, group.truncation).amax() > 0:
+            positions = padding.gather(batch.positions)
+            if spread_beyond(positions, padding.mask, cell, group.truncation, ranks).amax() > 0:
                 return False
         return True
 
@@ -227,27 +229,6 @@ def _group_by_cost(costs: np.ndarray, measures: np.ndarray) -> list[list[int]]:
     return [sorted(group) for group in groups]
 
 
-def _padding(members: list[int], counts: np.ndarray, starts: np.ndarray, device: torch.device) -> Padding:
-    slots = int(counts[members].max())
-    offsets = np.arange(slots)
-    mask = offsets[None, :] < counts[members][:, None]
-    index = np.where(mask, starts[members][:, None] + offsets, 0)
-    occupied = np.flatnonzero(mask)
-    whole = bool(mask.all()) and len(members) == len(counts)
-
-    def tensor(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(device)
-
-    return Padding(
-        systems=tensor(np.asarray(members, dtype=np.int64)),
-        atoms=tensor(index.reshape(-1)[occupied].astype(np.int64)),
-        index=tensor(index.astype(np.int64)),
-        mask=tensor(mask),
-        occupied=tensor(occupied.astype(np.int64)),
-        whole_batch=whole,
-    )
-
-
 @dataclass(frozen=True, eq=False)
 class _Reciprocal:
     """Sizes of the reciprocal sums of some systems with the same number of periodic axes."""
@@ -262,7 +243,12 @@ class _Reciprocal:
 
 
 def make_plan(
-    batch: AtomicBatch, smearing: np.ndarray, accuracy: float, method: str = "auto", gap: float | None = None
+    batch: AtomicBatch,
+    smearing: np.ndarray,
+    accuracy: float,
+    method: str = "auto",
+    gap: float | None = None,
+    ranks: dist.ProcessGroup | None = None,
 ) -> CoulombPlan:
     """Group the systems of a checked batch and size their sums.
 
@@ -278,10 +264,12 @@ def make_plan(
         ``"auto"``, ``"open"``, ``"ewald"`` or ``"mesh"``; see `Coulomb`.
     gap
         Room (Å) to the images along open directions, for an interaction so short that no truncated kernel is needed.
+    ranks
+        The process group whose ranks hold the atoms. All of them come to the same groups and sizes.
     """
     device = batch.positions.device
-    counts = batch.counts.cpu().numpy()
-    starts = np.concatenate(([0], np.cumsum(counts)[:-1])) if len(counts) else counts
+    census = take_census(batch, ranks)
+    counts = census.total
     pbc = batch.pbc.cpu().numpy()
     dimensions = pbc.sum(1)
 
@@ -296,7 +284,7 @@ def make_plan(
             alike = alike[~direct]
         if not len(alike):
             continue
-        sizes = _reciprocal_sizes(batch, alike, counts, starts, pbc, smearing, accuracy, gap)
+        sizes = _reciprocal_sizes(batch, alike, census, pbc, smearing, accuracy, gap, ranks)
         by_ewald = []
         for index, system in enumerate(alike.tolist()):
             atoms, sigma = int(counts[system]), float(smearing[system])
@@ -308,21 +296,22 @@ def make_plan(
             else:
                 lengths = tuple(sizes.lengths[index].tolist())
                 meshes = [mesh_size(accuracy, degree, sigma, atoms, lengths) for degree in range(3)]
-                meshed.append(_mesh_group(sizes, index, meshes, _padding([system], counts, starts, device), smearing))
-        groups.extend(_ewald_groups(sizes, by_ewald, counts, starts, smearing, device))
+                meshed.append(_mesh_group(sizes, index, meshes, make_padding([system], census, device), smearing))
+        groups.extend(_ewald_groups(sizes, by_ewald, census, smearing, device))
 
     open_counts = np.zeros(len(counts))
     open_counts[opened] = counts[opened]
     direct_groups: list[OpenGroup | EwaldGroup | MeshGroup] = [
         OpenGroup(
-            padding=_padding(members, counts, starts, device),
+            padding=make_padding(members, census, device, with_others=True),
             smearing=torch.from_numpy(smearing[members]).to(device),
         )
         for members in _group_by_cost(open_counts**2, np.stack([open_counts, open_counts], 1))
     ]
     groups = [*direct_groups, *groups, *meshed]
     laid_out = torch.cat([group.padding.atoms for group in groups]) if groups else batch.system.new_zeros(0)
-    ordered = len(groups) <= 1 or bool((laid_out[1:] > laid_out[:-1]).all())
+    # The same on all ranks, whatever each holds, as backward passes have to be.
+    ordered = len(groups) <= 1 or (not census.divided and bool((laid_out[1:] > laid_out[:-1]).all()))
     return CoulombPlan(
         n_atoms=batch.n_atoms,
         n_systems=batch.n_systems,
@@ -330,6 +319,8 @@ def make_plan(
         groups=tuple(groups),
         order=None if ordered else torch.argsort(laid_out),
         gap=gap,
+        cell=Seen(batch.cell),
+        n_ranks=ranks_of(ranks),
     )
 
 
@@ -371,21 +362,21 @@ def _truncation(sizes: _Reciprocal, members: list[int], ranges: np.ndarray, devi
 def _reciprocal_sizes(
     batch: AtomicBatch,
     systems: np.ndarray,
-    counts: np.ndarray,
-    starts: np.ndarray,
+    census: Census,
     pbc: np.ndarray,
     smearing: np.ndarray,
     accuracy: float,
     gap: float | None,
+    ranks: dist.ProcessGroup | None,
 ) -> _Reciprocal:
     dimension = int(pbc[systems[0]].sum())
     cells = batch.cell.detach().to("cpu", torch.float64)[systems]
     truncation = None
     if dimension < 3:
-        padding = _padding(systems.tolist(), counts, starts, torch.device("cpu"))
+        padding = make_padding(systems.tolist(), census, torch.device("cpu"))
         positions = padding.gather(batch.positions.detach().to("cpu", torch.float64))
         sigma = torch.from_numpy(smearing[systems])
-        truncation, cells = make_truncation(positions, padding.mask, cells, pbc[systems], sigma, gap)
+        truncation, cells = make_truncation(positions, padding.mask, cells, pbc[systems], sigma, gap, ranks)
     basis = reduced_bases(cells.numpy(), dimension)
     lengths = np.linalg.norm(basis @ cells.numpy(), axis=2)
     cutoffs = np.array([[reduced_cutoff(accuracy, order, float(smearing[i])) for i in systems] for order in range(3)])
@@ -397,21 +388,20 @@ def _reciprocal_sizes(
 def _ewald_groups(
     sizes: _Reciprocal,
     which: list[int],
-    counts: np.ndarray,
-    starts: np.ndarray,
+    census: Census,
     smearing: np.ndarray,
     device: torch.device,
 ) -> list[EwaldGroup]:
     """Group those of the systems that are summed by Ewald."""
     systems, ranges = sizes.systems[which], sizes.ranges[:, which]
-    measures = np.concatenate((counts[systems, None], ranges[0] + 1), axis=1).astype(float)
+    measures = np.concatenate((census.total[systems, None], ranges[0] + 1), axis=1).astype(float)
     factors = np.array([[self_factors(cutoff) for cutoff in of_order] for of_order in sizes.cutoffs[:, which]])
     groups = []
     for members in _group_by_cost(measures.prod(1), measures) if which else []:
         chosen = [which[member] for member in members]
         groups.append(
             EwaldGroup(
-                padding=_padding(systems[members].tolist(), counts, starts, device),
+                padding=make_padding(systems[members].tolist(), census, device),
                 smearing=torch.from_numpy(smearing[systems[members]]).to(device),
                 basis=torch.from_numpy(sizes.basis[chosen]).to(device),
                 ranges=tuple(tuple(ranges[order][members].max(0).tolist()) for order in range(3)),

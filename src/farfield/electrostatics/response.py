@@ -301,6 +301,11 @@ class LinearResponse:
         return torch.stack(columns, dim=2)
 
     def _setting(self, batch: AtomicBatch, order: int, response: Response, plan: CoulombPlan | None) -> _Setting:
+        if self.coulomb.process_group is not None:
+            raise ValueError(
+                "`coulomb` has a `process_group`, but response needs all atoms of a system on one process: give a Coulomb "
+                "without one"
+            )
         susceptibility = Susceptibility(batch, response, self.conserve_charge)
         # Gradients of the field of charges need the reciprocal vectors that induced dipoles need.
         highest = max(order, int(susceptibility.has_dipoles))

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
 from farfield.atoms.batch import AtomicBatch
 from farfield.electrostatics.checks import check_batch_shapes, check_batch_values, check_positions
-from farfield.electrostatics.plan import CoulombPlan, make_plan
+from farfield.electrostatics.distributed import check_process_group, check_same, everywhere, ranks_of, together
+from farfield.electrostatics.plan import CoulombPlan, Seen, make_plan
 
 _METHODS = ("auto", "open", "ewald", "mesh")
 
@@ -23,23 +27,31 @@ class _KeptPlan:
     """A plan, and all of the solver and the batch that it depends on."""
 
     plan: CoulombPlan
-    settings: tuple[list[float] | float, float, str]
+    settings: tuple[Any, ...]
+    seen: tuple[Seen, Seen, Seen]
     cell: Tensor
     pbc: Tensor
     system: Tensor
     dtype: torch.dtype
 
     def fits(self, batch: AtomicBatch) -> bool:
-        """Whether a batch would get the same plan: the same systems in the same cells, slabs and wires not outgrown."""
+        """Whether a batch would get the same plan if it has room: the same systems in the same cells."""
         given = (batch.cell, batch.pbc, batch.system)
-        return (
-            batch.positions.dtype == self.dtype
-            and all(
-                mine.device == theirs.device and torch.equal(mine, theirs)
-                for mine, theirs in zip((self.cell, self.pbc, self.system), given, strict=True)
-            )
-            and self.plan.has_room(batch)
+        return batch.positions.dtype == self.dtype and all(
+            seen.is_still(theirs) or (mine.device == theirs.device and torch.equal(mine, theirs))
+            for seen, mine, theirs in zip(self.seen, (self.cell, self.pbc, self.system), given, strict=True)
         )
+
+    def seen_with(self, batch: AtomicBatch) -> _KeptPlan:
+        """Return the same for tensors of the batch, which have been found equal, so that they are known again."""
+        if self.plan.is_of(batch.cell):
+            return self
+        plan = dataclasses.replace(self.plan, cell=Seen(batch.cell))
+        return dataclasses.replace(self, plan=plan, seen=_seen(batch))
+
+
+def _seen(batch: AtomicBatch) -> tuple[Seen, Seen, Seen]:
+    return Seen(batch.cell), Seen(batch.pbc), Seen(batch.system)
 
 
 class Solver:
@@ -53,17 +65,29 @@ class Solver:
         Relative RMS error of the forces.
     method
         ``"auto"``, ``"open"``, ``"ewald"`` or ``"mesh"``.
+    process_group
+        The torch.distributed process group whose ranks hold the atoms of the systems, each some of them; None if all
+        atoms are here. No part of `config`, nor of files; copies keep it.
 
     Raises
     ------
     ValueError
         For a smearing that is not positive, an accuracy outside 1e-12 … 0.1, an unknown method.
+    TypeError
+        For another object than a process group.
     """
 
     #: Whether the kernel ends before the images along open directions, instead of images being far enough away.
     _truncates = True
 
-    def __init__(self, smearing: float | Float[Tensor, " systems"], *, accuracy: float, method: str) -> None:
+    def __init__(
+        self,
+        smearing: float | Float[Tensor, " systems"],
+        *,
+        accuracy: float,
+        method: str,
+        process_group: dist.ProcessGroup | None = None,
+    ) -> None:
         if isinstance(smearing, Tensor):
             smearing = smearing.detach().to("cpu", torch.float64)
             wrong = ~(torch.isfinite(smearing) & (smearing > 0))
@@ -77,14 +101,28 @@ class Solver:
             raise ValueError(f"`accuracy` is {accuracy} but must lie between 1e-12 and 0.1 (relative RMS force error)")
         if method not in _METHODS:
             raise ValueError(f"`method` is {method!r} but must be one of {', '.join(map(repr, _METHODS))}")
+        check_process_group(process_group)
+        self.process_group = process_group
         self.smearing = smearing
         self.accuracy = float(accuracy)
         self.method = method
         self._kept: _KeptPlan | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the plan of the last batch out of copies and files."""
-        return {**self.__dict__, "_kept": None}
+        """Leave the plan of the last batch and the process group out of files."""
+        return {**self.__dict__, "_kept": None, "process_group": None}
+
+    def __copy__(self) -> Self:
+        return self._with_state(self.__getstate__())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self._with_state(copy.deepcopy(self.__getstate__(), memo))
+
+    def _with_state(self, state: dict[str, Any]) -> Self:
+        """Return a copy, which works in the same process group: without it, it would sum a rank's atoms alone."""
+        copied = type(self).__new__(type(self))
+        copied.__dict__.update(state, process_group=self.process_group)
+        return copied
 
     def config(self) -> dict[str, Any]:
         """Arguments that build the same solver, as plain values."""
@@ -105,7 +143,7 @@ class Solver:
 
     def _make_plan(self, batch: AtomicBatch, smearing: np.ndarray) -> CoulombPlan:
         """Plan a checked batch whose systems have these σ (Å)."""
-        return make_plan(batch, smearing, self.accuracy, self.method)
+        return make_plan(batch, smearing, self.accuracy, self.method, ranks=self.process_group)
 
     def prepare(self, batch: AtomicBatch) -> CoulombPlan:
         """Check a batch and settle how it will be summed.
@@ -114,7 +152,7 @@ class Solver:
         how far they extend along open directions, with room for a tenth more; otherwise not on the positions. It can be
         kept while atoms move in fixed cells. When a cell changes, prepare again: an old plan lacks the
         reciprocal vectors that have come inside the cutoff since, and the energy is then no longer continuous to all
-        digits. Takes no part in gradients; synchronizes the device.
+        digits. Takes no part in gradients; synchronizes the device. With a process group all ranks prepare together.
 
         Parameters
         ----------
@@ -134,6 +172,21 @@ class Solver:
         TypeError
             For wrong dtypes.
         """
+        with together(self.process_group) as same:
+            self._check_batch(batch)
+            same["the number of systems"] = batch.n_systems
+            same["`accuracy`"], same["`method`"] = self.accuracy, _METHODS.index(self.method)
+            same["bits of `positions.dtype`"] = torch.finfo(batch.positions.dtype).bits
+        smearing = self.smearing
+        if not isinstance(smearing, Tensor):
+            smearing = torch.full((batch.n_systems,), float(smearing), dtype=torch.float64)
+        if self.process_group is not None:
+            check_same("smearing", smearing, self.process_group)
+            check_same("pbc", batch.pbc, self.process_group)
+            check_same("cell", batch.cell.detach().where(batch.pbc[..., None], 0.0), self.process_group)
+        return self._make_plan(batch, smearing.numpy())
+
+    def _check_batch(self, batch: AtomicBatch) -> None:
         check_batch_shapes(batch)
         check_batch_values(batch)
         periodic = batch.pbc.any(dim=1)
@@ -142,18 +195,19 @@ class Solver:
                 f"`method` is 'open' but system {int(periodic.nonzero()[0])} is periodic: use method='auto' or change "
                 "`pbc`"
             )
-        if isinstance(self.smearing, Tensor):
-            if len(self.smearing) != batch.n_systems:
-                raise ValueError(
-                    f"`smearing` has {len(self.smearing)} values but the batch has {batch.n_systems} systems: give one "
-                    "each"
-                )
-            return self._make_plan(batch, self.smearing.numpy())
-        return self._make_plan(batch, np.full(batch.n_systems, float(self.smearing)))
+        if isinstance(self.smearing, Tensor) and len(self.smearing) != batch.n_systems:
+            raise ValueError(
+                f"`smearing` has {len(self.smearing)} values but the batch has {batch.n_systems} systems: give one each"
+            )
 
     def _checked_plan(self, batch: AtomicBatch, plan: CoulombPlan | None) -> CoulombPlan:
         if plan is None:
             return self.plan_of(batch)
+        with together(self.process_group):
+            self._check_plan(batch, plan)
+        return plan
+
+    def _check_plan(self, batch: AtomicBatch, plan: CoulombPlan) -> None:
         check_batch_shapes(batch)
         if (plan.n_atoms, plan.n_systems) != (batch.n_atoms, batch.n_systems):
             raise ValueError(
@@ -164,24 +218,33 @@ class Solver:
             raise ValueError(
                 f"`plan` is that of another solver: give what prepare(batch) of this {type(self).__name__} gives"
             )
-        return plan
+        if plan.n_ranks != ranks_of(self.process_group):
+            raise ValueError(
+                f"`plan` was prepared by {plan.n_ranks} ranks but `process_group` has {ranks_of(self.process_group)}: "
+                "call prepare(batch) again"
+            )
 
     def plan_of(self, batch: AtomicBatch) -> CoulombPlan:
         """Return the plan of the last batch where it fits this one, else a new one."""
-        kept = self._kept
+        kept, ranks = self._kept, self.process_group
         settings = self._plan_settings()
-        if kept is not None and kept.settings == settings:
+        with together(ranks):
             check_batch_shapes(batch)
-            if kept.fits(batch):
+            fits = kept is not None and kept.settings == settings and kept.fits(batch)
+        if everywhere(fits, ranks) and kept is not None and kept.plan.has_room(batch, ranks):
+            with together(ranks):
                 check_positions(batch)
-                return kept.plan
+            self._kept = kept.seen_with(batch)
+            return self._kept.plan
         plan = self.prepare(batch)
         if not torch.is_inference_mode_enabled():  # what is made there cannot take part in a graph later
             cell = batch.cell.detach().clone()
-            self._kept = _KeptPlan(plan, settings, cell, batch.pbc.clone(), batch.system.clone(), batch.positions.dtype)
+            self._kept = _KeptPlan(
+                plan, settings, _seen(batch), cell, batch.pbc.clone(), batch.system.clone(), batch.positions.dtype
+            )
         return plan
 
-    def _plan_settings(self) -> tuple[list[float] | float, float, str]:
+    def _plan_settings(self) -> tuple[Any, ...]:
         """Return what a plan depends on besides the batch: attributes, which somebody may set."""
         smearing = self.smearing.tolist() if isinstance(self.smearing, Tensor) else self.smearing
-        return smearing, self.accuracy, self.method
+        return smearing, self.accuracy, self.method, self.process_group

@@ -66,6 +66,11 @@ class AugmentedPotential(nn.Module):
         Energy of each element (eV), by atomic number; kept in float64 whatever the model's dtype.
     zbl
         Add the Ziegler–Biersack–Littmark repulsion below 1.5 Å.
+
+    Raises
+    ------
+    ValueError
+        For a far field in a process group, whose ranks would each add the short-range energy of a part.
     """
 
     def __init__(
@@ -77,6 +82,11 @@ class AugmentedPotential(nn.Module):
         zbl: bool = False,
     ) -> None:
         super().__init__()
+        if long_range is not None and long_range.coulomb.process_group is not None:
+            raise ValueError(
+                "`long_range` works in a process group but a potential needs whole systems: give a LongRange without "
+                "`process_group`, or add up the energies yourself (farfield.electrostatics.distributed)"
+            )
         self.backbone = backbone
         self.long_range = long_range
         self.zbl = zbl

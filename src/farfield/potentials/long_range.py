@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from farfield.atoms.batch import AtomicBatch
 from farfield.electrostatics.coulomb import Coulomb
+from farfield.electrostatics.distributed import sum_over_ranks, to_each_rank, together
 from farfield.electrostatics.multipoles import Multipoles
 from farfield.electrostatics.response import MODES, LinearResponse, ResponseResult, field_energy
 from farfield.electrostatics.susceptibility import Response
@@ -86,6 +88,10 @@ class LongRange(nn.Module):
         Q_tot/√ε∞ under the constraint. 1 for open systems whatever it is.
     n_hidden
         Widths of the charge head's hidden layers, and of those of softness and polarizability.
+    first_scalars
+        Make charges from the first so many scalars only, which also gate vectors and tensors; None: from all features.
+        The first ``n_features`` scalars of `CACE` come before any message, and so know an atom's surroundings within
+        the cutoff alone.
     charge_scale
         Factor on the heads' outputs. Small, so that training starts from a nearly uncharged model: Coulomb forces of
         random charges would drown the short range.
@@ -109,6 +115,9 @@ class LongRange(nn.Module):
     bond_cutoff, bond_channels
         For models that give no vectors (tensors): make as many from their scalars and the bond vectors of neighbours
         within this distance (Å).
+    process_group
+        The torch.distributed process group whose ranks hold the atoms, each with the features of its own; gradients are
+        those of `Coulomb` in a process group, and a constraint holds for the whole system. No part of `config`.
 
     Raises
     ------
@@ -130,6 +139,7 @@ class LongRange(nn.Module):
         learned_weights: bool = False,
         epsilon_infinity: float = 1.0,
         n_hidden: Sequence[int] = (32, 16),
+        first_scalars: int | None = None,
         charge_scale: float = 0.02,
         induced_charges: bool = False,
         induced_dipoles: bool = False,
@@ -145,6 +155,7 @@ class LongRange(nn.Module):
         nominal_factor: float = 1.0,
         bond_cutoff: float | None = None,
         bond_channels: int = 8,
+        process_group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         if scalars < 1:
@@ -164,6 +175,13 @@ class LongRange(nn.Module):
             raise ValueError("`learned_weights` spread the residual of total_charge='constraint': set that too")
         if not epsilon_infinity > 0:
             raise ValueError(f"`epsilon_infinity` is {epsilon_infinity} but must be positive")
+        if process_group is not None and (induced_charges or induced_dipoles):
+            raise ValueError(
+                "`process_group` is given, but induced charges and dipoles need all atoms of a system on one process: "
+                "leave it out"
+            )
+        if first_scalars is not None and not 1 <= first_scalars <= scalars:
+            raise ValueError(f"`first_scalars` is {first_scalars} but must lie between 1 and the {scalars} scalars")
         if response not in MODES:
             raise ValueError(f"`response` is {response!r} but must be one of {', '.join(map(repr, MODES))}")
         if anisotropic and not induced_dipoles:
@@ -179,7 +197,8 @@ class LongRange(nn.Module):
             "scalars": scalars, "vectors": vectors, "tensors": tensors, "dipoles": dipoles,
             "quadrupoles": quadrupoles, "smearing": smearing, "accuracy": accuracy, "total_charge": total_charge,
             "learned_weights": learned_weights, "epsilon_infinity": epsilon_infinity, "n_hidden": list(n_hidden),
-            "charge_scale": charge_scale, "induced_charges": induced_charges, "induced_dipoles": induced_dipoles,
+            "first_scalars": first_scalars, "charge_scale": charge_scale,
+            "induced_charges": induced_charges, "induced_dipoles": induced_dipoles,
             "response": response, "anisotropic": anisotropic, "conserve_charge": conserve_charge,
             "field_on_charges": field_on_charges, "softness_scale": softness_scale,
             "polarizability_scale": polarizability_scale, "bounded_response": bounded_response,
@@ -189,22 +208,25 @@ class LongRange(nn.Module):
         }  # fmt: skip
         self.total_charge = total_charge
         self.epsilon_infinity = float(epsilon_infinity)
-        self.coulomb = Coulomb(smearing, accuracy=accuracy)
+        self.coulomb = Coulomb(smearing, accuracy=accuracy, process_group=process_group)
         self.linear_response = LinearResponse(
             self.coulomb, mode=response, conserve_charge=conserve_charge, field_on_charges=field_on_charges
         )
+        self.n_scalars = scalars if first_scalars is None else first_scalars
+        # lengths of vectors and tensors come after all messages
+        self.reads_lengths = first_scalars is None
         self.charges = ChargeHead(
-            scalars,
-            vectors,
-            tensors,
+            self.n_scalars,
+            vectors if self.reads_lengths else 0,
+            tensors if self.reads_lengths else 0,
             n_hidden=n_hidden,
             inputs=int(total_charge == "feature"),
             outputs=2 if learned_weights else 1,
             scale=charge_scale,
         )
         self.learned_weights = learned_weights
-        self.dipoles = VectorHead(scalars, own_vectors, scale=charge_scale) if dipoles else None
-        self.quadrupoles = TensorHead(scalars, own_tensors, scale=charge_scale) if quadrupoles else None
+        self.dipoles = VectorHead(self.n_scalars, own_vectors, scale=charge_scale) if dipoles else None
+        self.quadrupoles = TensorHead(self.n_scalars, own_tensors, scale=charge_scale) if quadrupoles else None
         self.softness = PositiveHead(scalars, n_hidden=n_hidden, scale=softness_scale) if induced_charges else None
         self.polarizability = self.anisotropy = self.bonds = None
         if induced_dipoles:
@@ -326,6 +348,11 @@ class LongRange(nn.Module):
         response = self._response(batch, features)
         field = total = None
         if batch.external_field is not None:
+            if self.coulomb.process_group is not None:
+                raise ValueError(
+                    "`batch.external_field` is given, but a field needs all atoms of a system on one process: make the "
+                    "module without `process_group`"
+                )
             scale = self._screening(batch) if scale is None else scale.to(batch.positions)
             field = batch.external_field * scale[:, None]
             if batch.total_charge is not None:
@@ -353,19 +380,21 @@ class LongRange(nn.Module):
         )
 
     def _multipoles(self, batch: AtomicBatch, features: Features, detach_total: bool) -> Multipoles:
-        if self.total_charge is not None and batch.total_charge is None:
-            raise ValueError(
-                f"`batch.total_charge` is None but the model was made with total_charge={self.total_charge!r}: "
-                "give every system its total charge (e)"
-            )
+        with together(self.coulomb.process_group):
+            if self.total_charge is not None and batch.total_charge is None:
+                raise ValueError(
+                    f"`batch.total_charge` is None but the model was made with total_charge={self.total_charge!r}: "
+                    "give every system its total charge (e)"
+                )
         inputs = None
         if self.total_charge == "feature":
             assert batch.total_charge is not None  # narrows the type
             inputs = batch.total_charge.to(features.scalars.dtype)[batch.system, None]
+        scalars = features.scalars[:, : self.n_scalars]
         # Vectors and tensors from bonds are no input of the charges, which the model's own scalars describe.
-        vectors = features.vectors if self._config["vectors"] else None
-        tensors = features.tensors if self._config["tensors"] else None
-        raw = self.charges(features.scalars, vectors, tensors, inputs)
+        vectors = features.vectors if self._config["vectors"] and self.reads_lengths else None
+        tensors = features.tensors if self._config["tensors"] and self.reads_lengths else None
+        raw = self.charges(scalars, vectors, tensors, inputs)
         charges = raw[:, 0]
         if self._nominal is not None:
             self._nominal = self._nominal.to(charges.device)
@@ -375,9 +404,9 @@ class LongRange(nn.Module):
             charges = self._constrained(charges, batch, weights, detach_total)
         dipoles = quadrupoles = None
         if self.dipoles is not None and features.vectors is not None:
-            dipoles = self.dipoles(features.scalars, features.vectors)
+            dipoles = self.dipoles(scalars, features.vectors)
         if self.quadrupoles is not None and features.tensors is not None:
-            quadrupoles = self.quadrupoles(features.scalars, features.tensors)
+            quadrupoles = self.quadrupoles(scalars, features.tensors)
         return Multipoles(charges, dipoles, quadrupoles)
 
     def _response(self, batch: AtomicBatch, features: Features) -> Response | None:
@@ -413,9 +442,10 @@ class LongRange(nn.Module):
         wanted = batch.total_charge.to(charges.dtype) * screened
         if weights is None:
             weights = torch.ones_like(charges)
-        zeros = charges.new_zeros(batch.n_systems)
-        residual = wanted - zeros.index_add(0, batch.system, charges)
+        zeros, ranks = charges.new_zeros(batch.n_systems), self.coulomb.process_group
+        residual = wanted - sum_over_ranks(zeros.index_add(0, batch.system, charges), ranks)
         if detached:
             residual, weights = residual.detach(), weights.detach()
-        share = weights / zeros.index_add(0, batch.system, weights)[batch.system]
-        return charges + residual[batch.system] * share
+        total = sum_over_ranks(zeros.index_add(0, batch.system, weights), ranks)
+        share = weights / to_each_rank(total, ranks)[batch.system]
+        return charges + to_each_rank(residual, ranks)[batch.system] * share

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from farfield.training.reading import did_you_mean
 CALIBRATION_FRAMES = 64
 
 
-def fit_reference_energies(dataset: Dataset) -> dict[int, float]:
+def fit_reference_energies(dataset: Dataset, explained: Sequence[float] | None = None) -> dict[int, float]:
     """Energy of each element by least squares of total energies on element counts (eV).
 
     Where the counts leave a combination undetermined, such as in a set of one composition, the solution of minimum norm
@@ -29,6 +29,8 @@ def fit_reference_energies(dataset: Dataset) -> dict[int, float]:
     ----------
     dataset
         Systems with energies: the training part only. Those whose energy is NaN, not known, are left out.
+    explained
+        Energy of each system that a model accounts for already, to be left out of the fit (eV).
 
     Returns
     -------
@@ -43,7 +45,7 @@ def fit_reference_energies(dataset: Dataset) -> dict[int, float]:
     for row, sample in enumerate(dataset):
         numbers = sample.batch.numbers.numpy()
         counts[row] = [(numbers == z).sum() for z in elements]
-        energies[row] = float(sample.labels["energy"].sum())
+        energies[row] = float(sample.labels["energy"].sum()) - (0.0 if explained is None else explained[row])
     # Energies are far larger than what differs between systems: float64, and the pseudo-inverse for rank deficiency.
     known = ~np.isnan(energies)
     solution, *_ = np.linalg.lstsq(counts[known], energies[known], rcond=None)

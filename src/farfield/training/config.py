@@ -314,6 +314,9 @@ class TrainingConfig(_Strict):
         Systems per batch in validation: changes its speed only.
     output
         Directory of all runs.
+    initial
+        A trained model, by path or shipped name, whose weights the training starts from; ``model`` must describe the
+        same backbone. A long range that it lacks starts fresh. null: fresh weights.
     data, model, loss, optimizer, stop
         See there. ``stop`` null: no early stopping.
     """
@@ -333,6 +336,7 @@ class TrainingConfig(_Strict):
     output: str = "runs"
     accelerator: Literal["cpu", "gpu", "cuda", "mps", "auto"] = "cpu"
     devices: int = Field(default=1, gt=0)
+    initial: str | None = None
     data: DataConfig
     model: ModelConfig
     loss: LossConfig = LossConfig()

@@ -16,6 +16,7 @@ from farfield.model import Model
 from farfield.potentials.augmented import AugmentedPotential
 from farfield.training.config import SourceConfig, TrainingConfig
 from farfield.training.data import TrainingData
+from farfield.training.initial import describe
 from farfield.training.reporting import UNITS
 
 
@@ -66,10 +67,11 @@ def make_card(
         for part, errors in metrics.items()
     }
     validation = f", {len(data.validation)} for validation" if data.validation is not None else ""
+    before = f"; started from {describe(config.initial)}" if config.initial is not None else ""
     return ModelCard(
         name=config.name,
         description=config.description,
-        training_data=f"{training_data}: {len(data.train)} frames for training{validation}",
+        training_data=f"{training_data}: {len(data.train)} frames for training{validation}{before}",
         licence=config.licence or licence,
         level_of_theory=level,
         elements=tuple(data.train.elements),

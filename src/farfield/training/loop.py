@@ -19,6 +19,7 @@ from farfield.training.build import build_potential, calibrate
 from farfield.training.checkpoint import save_checkpoint
 from farfield.training.config import ConfigError, TrainingConfig
 from farfield.training.data import load_training_data
+from farfield.training.initial import start_from
 from farfield.training.interrupt import Interrupt
 from farfield.training.losses import ErrorSums, final_weights
 from farfield.training.module import PotentialModule, make_optimizer
@@ -55,9 +56,11 @@ class Trainer:
         The configuration.
     quiet
         Show nothing.
+    resuming
+        `load_state_dict` follows at once: weights need no starting values.
     """
 
-    def __init__(self, config: TrainingConfig, *, quiet: bool = False) -> None:
+    def __init__(self, config: TrainingConfig, *, quiet: bool = False, resuming: bool = False) -> None:
         from lightning.fabric import Fabric
 
         self.config = config
@@ -75,7 +78,10 @@ class Trainer:
         data = load_training_data(config)
         potential = build_potential(config.model, data.train, self.dtype)
         self.data = data.with_neighbors(potential.cutoff)
-        calibrate(potential, self.data.train)
+        if config.initial is not None and not resuming:
+            start_from(potential, config.initial, config.model, self.data.train)
+        elif not resuming:
+            calibrate(potential, self.data.train)
         potential.to(self.fabric.device)
         self.potential = potential
         self.module = PotentialModule(potential, config.loss, config.optimizer)

@@ -100,7 +100,7 @@ def _train(config: TrainingConfig, resume: bool, quiet: bool) -> TrainingResult:
             f"there is a run in {directory} already: go on with it (--resume), or choose another `name`"
         )
     state = load_checkpoint(checkpoint) if checkpoint.exists() else None
-    trainer = Trainer(config, quiet=quiet)
+    trainer = Trainer(config, quiet=quiet, resuming=state is not None)
     if state is not None:
         trainer.load_state_dict(state)
         trainer.report.say(f"resumed at epoch {trainer.epoch + 1}, batch {trainer.batch + 1}")
@@ -132,7 +132,7 @@ def finish(config: TrainingConfig | dict[str, Any], *, quiet: bool = False) -> T
         config = parse_config(config)
     with _alone(config):
         state = load_checkpoint(config.directory / "checkpoints" / "last.ckpt")
-        trainer = Trainer(config, quiet=quiet)
+        trainer = Trainer(config, quiet=quiet, resuming=True)
         trainer.load_state_dict(state)
         return _finish(trainer)
 

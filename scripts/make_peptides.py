@@ -1,0 +1,163 @@
+"""Make a large, cheap training set of polar dipeptides, to start models from before they see density-functional labels.
+
+    OMP_NUM_THREADS=1 python scripts/make_peptides.py OUTPUT.extxyz [--frames 7200] [--workers 2]
+
+After ``pip install farfield[peptides]``. Molecules: ACE–X–Y–NME with one cationic and one anionic side chain (His⁺,
+Lys⁺, Arg⁺ with Asp⁻, Glu⁻, both orders). Geometries as SPICE makes its own (Eastman et al., Sci. Data 10, 11, 2023):
+Amber14 dynamics in vacuum at 500 K from several conformers each; every other frame is relaxed part of the way and
+shaken at 100 K. Labels are GFN2-xTB energies and forces (Bannwarth, Ehlert and Grimme, JCTC 15, 1652, 2019): wrong by
+far more than a model's error, but right in shape, and thousands of frames cost minutes. Each conformer has a random
+generator of its own, and what is made is kept in ``OUTPUT.parts`` until all is there, so that a run that was stopped
+goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+from ase.io import read, write
+
+#: Side chains at pH 7 as SMILES, by the names of Amber's residues.
+SIDE_CHAINS = {
+    "HIP": "Cc1c[nH]c[nH+]1",
+    "LYS": "CCCC[NH3+]",
+    "ARG": "CCCNC(N)=[NH2+]",
+    "ASP": "CC(=O)[O-]",
+    "GLU": "CCC(=O)[O-]",
+}
+CATIONS, ANIONS = ("HIP", "LYS", "ARG"), ("ASP", "GLU")
+SEQUENCES = [pair for c in CATIONS for a in ANIONS for pair in ((c, a), (a, c))]
+
+#: Frames of each conformer, half at 500 K and half relaxed and shaken.
+FRAMES_PER_CONFORMER = 20
+
+
+def conformer(sequence: tuple[str, str], seed: int):  # type: ignore[no-untyped-def]
+    """OpenMM topology and rough positions (Å) of one conformer."""
+    from openmm.app import Topology, element
+    from rdkit import Chem
+    from rdkit.Chem import AllChem
+
+    pieces = ["CC(=O)", *(f"N[C@@H]({SIDE_CHAINS[name]})C(=O)" for name in sequence), "NC"]
+    names = ["ACE", *sequence, "NME"]
+    residue_of = [
+        index
+        for index, piece in enumerate(pieces)
+        for _ in range(Chem.MolFromSmiles(piece, sanitize=False).GetNumAtoms())
+    ]
+    molecule = Chem.AddHs(Chem.MolFromSmiles("".join(pieces)))
+    if AllChem.EmbedMolecule(molecule, randomSeed=seed, useRandomCoords=True) != 0:
+        raise RuntimeError(f"no conformer of {sequence} with seed {seed}")
+    for atom in list(molecule.GetAtoms())[len(residue_of) :]:
+        residue_of.append(residue_of[atom.GetNeighbors()[0].GetIdx()])
+    # residues one after the other, as OpenMM wants them
+    order = np.argsort(residue_of, kind="stable")
+    topology = Topology()
+    chain = topology.addChain()
+    residues = [topology.addResidue(name, chain) for name in names]
+    atoms = {}
+    for number, index in enumerate(order):
+        kind = element.Element.getByAtomicNumber(molecule.GetAtomWithIdx(int(index)).GetAtomicNum())
+        atoms[int(index)] = topology.addAtom(f"{kind.symbol}{number}", kind, residues[residue_of[index]])
+    for bond in molecule.GetBonds():
+        topology.addBond(atoms[bond.GetBeginAtomIdx()], atoms[bond.GetEndAtomIdx()])
+    return topology, molecule.GetConformer().GetPositions()[order]
+
+
+def geometries(sequence: tuple[str, str], seed: int, frames: int) -> list[Atoms]:
+    """Snapshots of Amber14 dynamics of one conformer."""
+    import openmm
+    from openmm import unit
+    from openmm.app import ForceField, NoCutoff, Simulation
+
+    topology, positions = conformer(sequence, seed)
+    system = ForceField("amber14-all.xml").createSystem(topology, nonbondedMethod=NoCutoff, constraints=None)
+    integrator = openmm.LangevinMiddleIntegrator(500.0, 5.0, 0.001)
+    integrator.setRandomNumberSeed(seed)
+    run = Simulation(topology, system, integrator, openmm.Platform.getPlatformByName("Reference"))
+    run.context.setPositions(positions * unit.angstrom)
+    run.minimizeEnergy(maxIterations=200)
+    run.context.setVelocitiesToTemperature(500.0, seed)
+    run.step(5000)
+    numbers = [atom.element.atomic_number for atom in topology.atoms()]
+
+    def snapshot() -> np.ndarray:
+        state = run.context.getState(getPositions=True)
+        return state.getPositions(asNumpy=True).value_in_unit(unit.angstrom)
+
+    kept = []
+    for _ in range(frames // 2):
+        integrator.setTemperature(500.0)
+        run.step(2000)
+        hot = run.context.getState(getPositions=True, getVelocities=True)
+        kept.append(Atoms(numbers, snapshot()))
+        run.minimizeEnergy(maxIterations=50)
+        integrator.setTemperature(100.0)
+        run.context.setVelocitiesToTemperature(100.0, seed)
+        run.step(1000)
+        kept.append(Atoms(numbers, snapshot()))
+        run.context.setPositions(hot.getPositions())
+        run.context.setVelocities(hot.getVelocities())
+    return kept
+
+
+def label(atoms: Atoms) -> Atoms | None:
+    """Return the frame with GFN2-xTB labels; None where the charges do not converge or forces are beyond reason."""
+    from ase.calculators.singlepoint import SinglePointCalculator
+    from tblite.ase import TBLite
+
+    calculator = TBLite(method="GFN2-xTB", charge=0, verbosity=0)
+    labelled = atoms.copy()
+    try:
+        energy = calculator.get_potential_energy(labelled)
+        forces = calculator.get_forces(labelled)
+    except Exception as error:  # noqa: BLE001 - tblite raises its own kinds by release
+        print(f"left out: {error}", flush=True)
+        return None
+    if np.abs(forces).max() > 15.0:
+        return None
+    labelled.info["total_charge"] = 0
+    labelled.calc = SinglePointCalculator(labelled, energy=energy, forces=forces)
+    return labelled
+
+
+def make_part(task: tuple[int, int, Path]) -> None:
+    """Make and write the frames of one conformer, unless they are there."""
+    molecule, number, folder = task
+    path = folder / f"{molecule:02d}-{number:04d}.extxyz"
+    if path.exists():
+        return
+    frames = geometries(SEQUENCES[molecule], 1000 * molecule + number + 1, FRAMES_PER_CONFORMER)
+    labelled = [frame for frame in map(label, frames) if frame is not None]
+    written = path.with_suffix(".writing")
+    write(written, labelled, format="extxyz")
+    written.rename(path)
+
+
+def main() -> None:
+    """Make the set."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--frames", type=int, default=7200)
+    parser.add_argument("--workers", type=int, default=2)
+    arguments = parser.parse_args()
+    folder = arguments.output.with_suffix(".parts")
+    folder.mkdir(parents=True, exist_ok=True)
+    conformers = -(-arguments.frames // (FRAMES_PER_CONFORMER * len(SEQUENCES)))
+    tasks = [(m, n, folder) for n in range(conformers) for m in range(len(SEQUENCES))]
+    with multiprocessing.get_context("spawn").Pool(arguments.workers) as pool:
+        for done, _ in enumerate(pool.imap(make_part, tasks), 1):
+            if done % 12 == 0:
+                print(f"{done} of {len(tasks)} conformers", flush=True)
+    frames = [frame for path in sorted(folder.glob("*.extxyz")) for frame in read(path, ":")]
+    np.random.default_rng(0).shuffle(frames)
+    write(arguments.output, frames[: arguments.frames], format="extxyz")
+    print(f"{len(frames[: arguments.frames])} frames in {arguments.output}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Start a training from the weights of a trained model: fine-tuning, and pre-training on labels that are cheap."""
+
+from __future__ import annotations
+
+import torch
+
+from farfield.datasets.dataset import Dataset, collate
+from farfield.model import load
+from farfield.potentials.augmented import AugmentedPotential
+from farfield.training.build import fit_reference_energies
+from farfield.training.config import ConfigError, ModelConfig
+
+#: Systems per batch where the old model is applied to the new data.
+_BATCH = 16
+
+
+def start_from(potential: AugmentedPotential, name: str, config: ModelConfig, train: Dataset) -> None:
+    """Give a potential the weights of a trained model, and reference energies that suit its training frames.
+
+    The backbones must be alike. A long range of the trained model is taken over where the potential has an equal one;
+    it is left out where the potential has none; where only the potential has one it keeps its fresh weights. Reference
+    energies of ``least-squares`` are fitted anew to what the old model leaves of the new labels, since levels of theory
+    differ in these above all.
+
+    Parameters
+    ----------
+    potential
+        As `farfield.training.build.build_potential` makes it.
+    name
+        Path or shipped name of the trained model.
+    config
+        Model section of the configuration.
+    train
+        Training frames, with neighbours.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such model, or it differs from what the configuration describes; the message names the keys.
+    """
+    try:
+        old = load(name, dtype=potential.dtype).potential
+    except (FileNotFoundError, ValueError) as error:
+        raise ConfigError(f"initial: {error}") from error
+    mine, theirs = potential.config(), old.config()
+    parts = ["backbone"]
+    if mine["long_range"] is not None and theirs["long_range"] is not None:
+        parts.append("long_range")
+    for part in parts:
+        keys = (mine[part].keys() | theirs[part].keys()) - _FREE
+        differing = sorted(key for key in keys if mine[part].get(key) != theirs[part].get(key))
+        if differing:
+            raise ConfigError(
+                f"initial: {name} has other values of model.{part} {differing}: "
+                f"{ {key: theirs[part].get(key) for key in differing} }; set these, or start from another model"
+            )
+    wanted = tuple(f"{part}." for part in parts)
+    weights = {key: value for key, value in old.state_dict().items() if key.startswith(wanted)}
+    potential.load_state_dict(weights, strict=False)
+    if config.reference_energies == "least-squares":
+        potential.set_reference_energies({})
+        potential.set_reference_energies(fit_reference_energies(train, _explained(potential, train)))
+
+
+def describe(name: str) -> str:
+    """Say of a model that a training started from what it was trained on; only its name where it is gone since."""
+    try:
+        return f"{name} ({load(name).card.training_data})"
+    except (FileNotFoundError, ValueError):
+        return name
+
+
+#: Settings of the long range that hold no weights: they may change.
+_FREE = frozenset({"accuracy", "epsilon_infinity"})
+
+
+@torch.no_grad()
+def _explained(potential: AugmentedPotential, dataset: Dataset) -> list[float]:
+    """Energy of each system by the potential (eV)."""
+    energies: list[float] = []
+    for start in range(0, len(dataset), _BATCH):
+        sample = collate([dataset[i] for i in range(start, min(start + _BATCH, len(dataset)))])
+        energies.extend(potential(sample.batch).energy.tolist())
+    return energies

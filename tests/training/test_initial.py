@@ -1,0 +1,96 @@
+"""Trainings that start from a trained model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_training import small_config, write_clusters
+
+from farfield.datasets.dataset import collate
+from farfield.model import Model
+from farfield.training import train
+from farfield.training.config import ConfigError
+from farfield.training.initial import start_from
+from farfield.training.loop import Trainer
+from farfield.training.reading import parse_config
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clusters(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def old(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("old")
+    path = train(small_config(data, folder, epochs=2), quiet=True).model
+    assert path is not None
+    return path
+
+
+def fresh(data: Path, output: Path, initial: Path | None, **changes: Any) -> Trainer:
+    config = small_config(data, output, initial=None if initial is None else str(initial))
+    config["model"] |= changes
+    return Trainer(parse_config(config), quiet=True)
+
+
+def test_forces_and_charges_are_those_of_the_old_model(data: Path, old: Path, tmp_path: Path) -> None:
+    trainer = fresh(data, tmp_path, old)
+    batch = collate(list(trainer.data.train)).batch
+    before, now = Model.from_file(old).potential.predict(batch), trainer.potential.predict(batch)
+    assert torch.equal(before.forces, now.forces)
+    assert torch.equal(before.multipoles.charges, now.multipoles.charges)
+
+
+def test_reference_energies_take_up_what_another_level_of_theory_shifts(data: Path, old: Path, tmp_path: Path) -> None:
+    """Labels that are the old model's own energies plus a shift per element leave no error at all."""
+    shifts = {1: -3.0, 8: 40.0}
+    trainer = fresh(data, tmp_path, old)
+    potential, samples = trainer.potential, list(trainer.data.train)
+    model = Model.from_file(old).potential
+    for sample in samples:
+        shift = sum(shifts[int(z)] for z in sample.batch.numbers)
+        sample.labels["energy"].copy_(model(sample.batch).energy.detach() + shift)
+    start_from(potential, str(old), trainer.config.model, trainer.data.train)
+    sample = collate(samples)
+    torch.testing.assert_close(potential(sample.batch).energy, sample.labels["energy"], rtol=0, atol=1e-6)
+
+
+def test_a_long_range_that_the_old_model_lacks_starts_fresh(data: Path, old: Path, tmp_path: Path) -> None:
+    config = small_config(data, tmp_path / "short", epochs=1)
+    config["model"]["long_range"] = None
+    short = train(config, quiet=True).model
+    assert short is not None
+    trainer = fresh(data, tmp_path, short)
+    loaded = Model.from_file(short).potential.backbone.state_dict()
+    assert all(torch.equal(value, loaded[key]) for key, value in trainer.potential.backbone.state_dict().items())
+    torch.manual_seed(3)
+    unstarted = fresh(data, tmp_path / "b", None)
+    mine, theirs = trainer.potential.long_range.state_dict(), unstarted.potential.long_range.state_dict()
+    assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+
+
+def test_another_backbone_or_a_missing_model_is_refused(data: Path, old: Path, tmp_path: Path) -> None:
+    backbone = small_config(data, tmp_path)["model"]["backbone"] | {"n_features": 5}
+    with pytest.raises(ConfigError, match=r"initial: .*model\.backbone \['n_features'\]: \{'n_features': 6\}"):
+        fresh(data, tmp_path, old, backbone=backbone)
+    with pytest.raises(ConfigError, match="initial: there is no model file"):
+        fresh(data, tmp_path, tmp_path / "missing.ff")
+
+
+def test_a_resumed_training_needs_the_old_model_no_more_and_the_card_names_it(
+    data: Path, old: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy.ff"
+    copy.write_bytes(old.read_bytes())
+    config = small_config(data, tmp_path, initial=str(copy), epochs=2)
+    result = train(config, quiet=True)
+    assert result.model is not None
+    assert str(copy) in Model.from_file(result.model).card.training_data
+    assert "clusters.extxyz" in Model.from_file(result.model).card.training_data.split(str(copy))[1]
+    copy.unlink()
+    resumed = train(config | {"epochs": 3}, resume=True, quiet=True)
+    assert resumed.epochs == 3
