@@ -23,7 +23,7 @@ import electrostatics
 import torch
 from ase import Atoms
 
-from farfield.datasets.dataset import Dataset, collate, label_structures, load_dataset
+from farfield.datasets.dataset import Dataset, Sample, collate, label_structures, load_dataset
 from farfield.training import read_config
 from farfield.training.build import build_potential, calibrate
 from farfield.training.module import PotentialModule, make_optimizer
@@ -57,7 +57,10 @@ class Step:
         potential = build_potential(config.model, data, dtype)
         data = data.with_neighbors(potential.cutoff)
         calibrate(potential, data)
-        self.sample = collate(list(data))
+        sample = collate(list(data))
+        # models may want to know that water is neutral
+        neutral = torch.zeros(sample.batch.n_systems, dtype=dtype)
+        self.sample = Sample(sample.batch.replace(total_charge=neutral), sample.labels)
         self.module = PotentialModule(potential, config.loss, config.optimizer)
         self.optimizer = make_optimizer(potential, config.optimizer)
         self.clip = config.optimizer.clip
