@@ -32,7 +32,8 @@ from farfield.atoms.frames import completed_cells
 from farfield.electrostatics.checks import check_multipole_shapes, check_multipole_values
 from farfield.electrostatics.coulomb import Coulomb
 from farfield.electrostatics.multipoles import Multipoles
-from farfield.electrostatics.operator import CoulombOperator, multipole_order, pair_energies
+from farfield.electrostatics.group_sums import pair_energies
+from farfield.electrostatics.operator import CoulombOperator, multipole_order
 from farfield.electrostatics.plan import CoulombPlan
 from farfield.electrostatics.response_checks import check_per_system, check_response_shapes, check_response_values
 from farfield.electrostatics.self_consistent import DEFAULT_TOLERANCES, InducedSystem
@@ -303,8 +304,8 @@ class LinearResponse:
     def _setting(self, batch: AtomicBatch, order: int, response: Response, plan: CoulombPlan | None) -> _Setting:
         if self.coulomb.process_group is not None:
             raise ValueError(
-                "`coulomb` has a `process_group`, but response needs all atoms of a system on one process: give a Coulomb "
-                "without one"
+                "`coulomb` has a `process_group`, but response needs all atoms of a system on one process: give a "
+                "Coulomb without one"
             )
         susceptibility = Susceptibility(batch, response, self.conserve_charge)
         # Gradients of the field of charges need the reciprocal vectors that induced dipoles need.
