@@ -29,8 +29,8 @@ from farfield.electrostatics.dispersion import Dispersion
 from farfield.electrostatics.distributed import sum_over_ranks
 from farfield.electrostatics.multipoles import Multipoles
 from farfield.electrostatics.response import LinearResponse
-from farfield.electrostatics.susceptibility import Response
 from farfield.electrostatics.solver import Solver
+from farfield.electrostatics.susceptibility import Response
 from farfield.potentials.augmented import AugmentedPotential
 from farfield.potentials.features import Features
 from farfield.potentials.long_range import LongRange

@@ -31,8 +31,8 @@ from farfield.atoms.batch import AtomicBatch
 from farfield.atoms.frames import completed_cells
 from farfield.electrostatics.checks import check_multipole_shapes, check_multipole_values
 from farfield.electrostatics.coulomb import Coulomb
-from farfield.electrostatics.multipoles import Multipoles
 from farfield.electrostatics.group_sums import pair_energies
+from farfield.electrostatics.multipoles import Multipoles
 from farfield.electrostatics.operator import CoulombOperator, multipole_order
 from farfield.electrostatics.plan import CoulombPlan
 from farfield.electrostatics.response_checks import check_per_system, check_response_shapes, check_response_values
