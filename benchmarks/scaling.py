@@ -2,15 +2,16 @@
 
     python -m benchmarks.scaling [--sizes 1000,10000,100000] [--solvers farfield,ewald,torch-pme,nvalchemi,plain,floor]
         [--quantity forces,training] [--dtype float64] [--multipoles 0] [--accuracy 3e-4] [--threads 2] [--repeat 5]
-        [--json FILE] [--figure FILE]
+        [--device cpu] [--json FILE] [--figure FILE]
 
 Boxes of water at 1 g/cm³ with SPC/E charges (and random dipoles and quadrupoles with --multipoles 2). ``forces`` is
 energy and forces, ``training`` the gradient of a loss on forces in positions and charges. Every peer sums the same
 Gaussian charges (σ = 1 Å, reciprocal part alone) at the coarsest setting whose measured force error is at most the
-accuracy; the error is against Ewald at 10⁻⁸ for up to 3000 atoms and otherwise against a mesh at 10⁻⁷. ``plain`` is the
-published way to sum (benchmarks/plain_baseline.py). ``floor`` is one pair of real Fourier transforms of farfield's mesh
-and one pass over the stencils of the atoms. Solvers that are not installed are reported. Each case runs in a process of
-its own, so that peak memory is its own.
+accuracy; the error is against Ewald at 10⁻⁸ for up to 3000 atoms and otherwise against a mesh at 10⁻⁷, in float64.
+``plain`` is the published way to sum (benchmarks/plain_baseline.py). ``floor`` is one pair of real Fourier transforms
+of farfield's mesh and one pass over the stencils of the atoms. Solvers that are not installed are reported. Each case
+runs in a process of its own, so that peak memory is its own: of the process, or, with ``--device cuda``, what torch
+allocates on the device.
 """
 
 from __future__ import annotations
@@ -73,8 +74,10 @@ def torch_pme_energy(batch: AtomicBatch, spacing: float) -> Energy:
     import torchpme
 
     law = torchpme.CoulombPotential(smearing=1.0, prefactor=COULOMB_CONSTANT)
-    peer = torchpme.P3MCalculator(law, mesh_spacing=spacing, interpolation_nodes=5).to(batch.positions.dtype)
-    none = torch.zeros(0, 2, dtype=torch.int64)
+    peer = torchpme.P3MCalculator(law, mesh_spacing=spacing, interpolation_nodes=5).to(
+        device=batch.positions.device, dtype=batch.positions.dtype
+    )
+    none = torch.zeros(0, 2, dtype=torch.int64, device=batch.positions.device)
 
     def energy(positions: Tensor, parts: list[Tensor]) -> Tensor:
         potential = peer.forward(
@@ -141,12 +144,10 @@ def coarsest(make: Callable[[float], Energy], settings: list[float], error: Call
     return energy, reached
 
 
-def work_of(
-    energy: Energy, batch: AtomicBatch, multipoles: Multipoles, quantity: str, dtype: torch.dtype
-) -> Callable[[], object]:
+def work_of(energy: Energy, batch: AtomicBatch, multipoles: Multipoles, quantity: str) -> Callable[[], object]:
     """One evaluation: energy and forces, or the gradient of a loss on forces."""
-    positions = batch.positions.detach().to(dtype).requires_grad_()
-    parts = [m.detach().to(dtype).requires_grad_(quantity == "training") for m in given(multipoles)]
+    positions = batch.positions.detach().clone().requires_grad_()
+    parts = [m.detach().clone().requires_grad_(quantity == "training") for m in given(multipoles)]
 
     def forces() -> object:
         return torch.autograd.grad(energy(positions, parts), positions)
@@ -159,16 +160,17 @@ def work_of(
     return forces if quantity == "forces" else training
 
 
-def floor_work(batch: AtomicBatch, multipoles: Multipoles, accuracy: float, dtype: torch.dtype) -> Callable[[], object]:
+def floor_work(batch: AtomicBatch, multipoles: Multipoles, accuracy: float) -> Callable[[], object]:
     """One pair of transforms of farfield's mesh, and one spreading of the atoms."""
     from farfield.electrostatics.mesh import inverse_transform, transform
     from farfield.electrostatics.spreading import Stencil, count_of, spread
 
-    degree = len(given(multipoles)) - 1
+    degree, positions = len(given(multipoles)) - 1, batch.positions
     group = Coulomb(accuracy=accuracy, method="mesh").prepare(batch).groups[0]
     shape, order = group.shapes[degree], group.orders[degree]  # type: ignore[union-attr]
-    u = (batch.positions @ torch.linalg.inv(batch.cell[0]) % 1.0) * torch.tensor(shape, dtype=torch.float64)
-    coefficients = torch.randn(batch.n_atoms, count_of(degree), dtype=dtype)
+    points = torch.tensor(shape, dtype=torch.float64, device=positions.device)
+    u = (positions.double() @ torch.linalg.inv(batch.cell[0].double()) % 1.0) * points
+    coefficients = torch.randn(batch.n_atoms, count_of(degree), dtype=positions.dtype, device=positions.device)
     stencil = Stencil(u, shape, order)
 
     def work() -> object:
@@ -178,16 +180,21 @@ def floor_work(batch: AtomicBatch, multipoles: Multipoles, accuracy: float, dtyp
     return work
 
 
-def measure(options: dict[str, Any]) -> dict[str, Any]:
-    """Time one case; runs in a process of its own."""
-    torch.set_num_threads(options["threads"])
-    dtype = getattr(torch, options["dtype"])
-    batch, multipoles = make_system(options["atoms"], options["multipoles"])
-    solver, goal = options["solver"], options["accuracy"]
-    exact = None
-    if batch.n_atoms <= options["largest_checked"]:
-        reference = farfield_energy(batch, 1e-8 if batch.n_atoms <= 3000 else 1e-7, "auto")
-        exact = find_forces(reference, batch, multipoles)
+def moved(batch: AtomicBatch, multipoles: Multipoles, like: dict[str, Any]) -> tuple[AtomicBatch, Multipoles]:
+    """Return a system on another device or of another dtype."""
+    return batch.to(**like), Multipoles(*(part.to(**like) for part in given(multipoles)))
+
+
+def exact_forces(batch: AtomicBatch, multipoles: Multipoles) -> Tensor:
+    """Find the forces that errors are measured against."""
+    reference = farfield_energy(batch, 1e-8 if batch.n_atoms <= 3000 else 1e-7, "auto")
+    return find_forces(reference, batch, multipoles)
+
+
+def build(
+    solver: str, batch: AtomicBatch, multipoles: Multipoles, accuracy: float, exact: Tensor | None
+) -> tuple[Energy, float]:
+    """Energy of a solver that reaches the accuracy, and the force error that it has."""
 
     def error(energy: Energy) -> float:
         if exact is None:
@@ -195,41 +202,88 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
         found = find_forces(energy, batch, multipoles)
         return float((found.double() - exact).norm() / exact.norm())
 
-    reached = math.nan
-    if solver == "floor":
-        work = floor_work(batch, multipoles, goal, dtype)
-    else:
-        spacings = [1.25, 1.0, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3]
-        if solver in ("farfield", "ewald"):
-            energy = farfield_energy(batch, goal, "auto" if solver == "farfield" else "ewald")
-            reached = error(energy)
-        elif solver == "plain":
-            energy, reached = coarsest(
-                lambda k: plain_energy(batch, k), [3.0, 3.25, 3.5, 3.75, 4.0, 4.25, 4.5, 5.0, 5.5], error, goal
-            )
-        else:
-            make = torch_pme_energy if solver == "torch-pme" else nvalchemi_energy
-            energy, reached = coarsest(lambda spacing: make(batch, spacing), spacings, error, goal)
-        cast = AtomicBatch.to(batch, dtype=dtype)
-        if dtype != torch.float64 and solver in ("farfield", "ewald"):
-            energy = farfield_energy(cast, goal, "auto" if solver == "farfield" else "ewald")
-        work = work_of(energy, cast, multipoles, options["quantity"], dtype)
-    work()
+    spacings = [1.25, 1.0, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3]
+    if solver in ("farfield", "ewald"):
+        energy = farfield_energy(batch, accuracy, "auto" if solver == "farfield" else "ewald")
+        return energy, error(energy)
+    if solver == "plain":
+        cutoffs = [3.0, 3.25, 3.5, 3.75, 4.0, 4.25, 4.5, 5.0, 5.5]
+        return coarsest(lambda k: plain_energy(batch, k), cutoffs, error, accuracy)
+    make = torch_pme_energy if solver == "torch-pme" else nvalchemi_energy
+    return coarsest(lambda spacing: make(batch, spacing), spacings, error, accuracy)
+
+
+def timed(work: Callable[[], object], repeat: int, device: torch.device) -> tuple[float, float]:
+    """Median time (s) of some work after a call or two to warm up, and the peak of memory (MB)."""
+    on_gpu = device.type == "cuda"
+    for _ in range(2 if on_gpu else 1):
+        work()
+    if on_gpu:
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
     times = []
-    for _ in range(options["repeat"]):
+    for _ in range(repeat):
         start = time.perf_counter()
         work()
+        if on_gpu:
+            torch.cuda.synchronize(device)
         times.append(time.perf_counter() - start)
+    if on_gpu:
+        return statistics.median(times), torch.cuda.max_memory_allocated(device) / 2.0**20
+    return statistics.median(times), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
+
+
+def row_of(
+    solver: str,
+    batch: AtomicBatch,
+    multipoles: Multipoles,
+    quantity: str,
+    accuracy: float,
+    repeat: int,
+    exact: Tensor | None,
+) -> dict[str, Any]:
+    """Time one solver for one quantity, in the dtype and on the device of the batch."""
+    reached = math.nan
+    if solver == "floor":
+        work = floor_work(batch, multipoles, accuracy)
+    else:
+        energy, reached = build(solver, batch, multipoles, accuracy, exact)
+        work = work_of(energy, batch, multipoles, quantity)
+    median, peak = timed(work, repeat, batch.positions.device)
     return {
         "solver": solver,
         "n_atoms": batch.n_atoms,
-        "quantity": options["quantity"],
-        "dtype": options["dtype"],
-        "multipoles": options["multipoles"],
-        "median_s": statistics.median(times),
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0,
+        "quantity": quantity,
+        "dtype": str(batch.positions.dtype).removeprefix("torch."),
+        "device": batch.positions.device.type,
+        "multipoles": len(given(multipoles)) - 1,
+        "median_s": median,
+        "peak_mb": peak,
         "force_error": reached,
     }
+
+
+def measure(options: dict[str, Any]) -> dict[str, Any]:
+    """Time one case; runs in a process of its own."""
+    torch.set_num_threads(options["threads"])
+    system = moved(*make_system(options["atoms"], options["multipoles"]), {"device": options["device"]})
+    exact = exact_forces(*system) if system[0].n_atoms <= options["largest_checked"] else None
+    system = moved(*system, {"dtype": getattr(torch, options["dtype"])})
+    return row_of(options["solver"], *system, options["quantity"], options["accuracy"], options["repeat"], exact)
+
+
+def heading() -> str:
+    return (
+        f"{'solver':10s} {'atoms':>8s} {'quantity':9s} {'dtype':8s} {'median (ms)':>12s} {'peak (MB)':>10s} "
+        f"{'force error':>12s}"
+    )
+
+
+def line(row: dict[str, Any]) -> str:
+    return (
+        f"{row['solver']:10s} {row['n_atoms']:8d} {row['quantity']:9s} {row['dtype']:8s} "
+        f"{1e3 * row['median_s']:12.2f} {row['peak_mb']:10.0f} {row['force_error']:12.1e}"
+    )
 
 
 def missing(solver: str) -> str | None:
@@ -277,16 +331,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--largest-checked", type=int, default=150_000, help="measure the force error up to this size")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--figure", type=Path)
     options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU here; it runs on the CPU with --device cpu")
     solvers = options.solvers.split(",")
     unknown = sorted(set(solvers) - set(SOLVERS))
     if unknown:
         parser.error(f"unknown solvers {unknown}: choose among {', '.join(SOLVERS)}")
     rows = []
     context = multiprocessing.get_context("spawn")
-    print(f"{'solver':10s} {'atoms':>8s} {'quantity':9s} {'median (ms)':>12s} {'peak (MB)':>10s} {'force error':>12s}")
+    print(heading())
     for atoms in map(int, options.sizes.split(",")):
         for quantity in options.quantity.split(","):
             for solver in solvers:
@@ -306,11 +363,7 @@ def main() -> None:
                         print(f"{solver:10s} {atoms:8d} {quantity:9s} failed: {error!r}"[:150], flush=True)
                         continue
                 rows.append(row)
-                print(
-                    f"{solver:10s} {row['n_atoms']:8d} {quantity:9s} {1e3 * row['median_s']:12.2f} "
-                    f"{row['peak_mb']:10.0f} {row['force_error']:12.1e}",
-                    flush=True,
-                )
+                print(line(row), flush=True)
     if options.json is not None:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
     if options.figure is not None and rows:

@@ -190,6 +190,8 @@ def test_shapes_and_names(molecules, salt):
         "energy": (5,), "forces": (n, 3), "stress": (5, 3, 3), "short_range_energy": (5,), "long_range_energy": (5,),
         "charges": (n,), "atomic_dipoles": (n, 3), "atomic_quadrupoles": (n, 3, 3), "latent_charges": (n,),
         "latent_dipoles": (n, 3), "latent_quadrupoles": (n, 3, 3), "dipole": (5, 3), "quadrupole": (5, 3, 3),
+        "induced_charges": (n,), "induced_dipoles": (n, 3), "potential": (n,), "field": (n, 3),
+        "polarizability": (5, 3, 3), "atomic_polarizabilities": (n, 3, 3), "chi": (5,), "k_d": (5,), "epsilon_e": (5,),
         "polarization": (5, 3), "born_charges": (n, 3, 3), "born_effective_charges": (n, 3, 3),
     }  # fmt: skip
     assert result["screening"] == ["vacuum"] * 4 + ["latent"]

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from farfield.electrostatics.coulomb import Coulomb
     from farfield.electrostatics.dispersion import Dispersion
     from farfield.electrostatics.multipoles import Multipoles
+    from farfield.electrostatics.response import LinearResponse
+    from farfield.electrostatics.susceptibility import Response
     from farfield.engines.ase import Calculator
     from farfield.model import Model, load
     from farfield.potentials.long_range import LongRange
@@ -27,9 +29,11 @@ __all__ = [
     "Calculator",
     "Coulomb",
     "Dispersion",
+    "LinearResponse",
     "LongRange",
     "Model",
     "Multipoles",
+    "Response",
     "__version__",
     "load",
 ]
@@ -39,9 +43,11 @@ _HOME = {
     "Calculator": "farfield.engines.ase",
     "Coulomb": "farfield.electrostatics.coulomb",
     "Dispersion": "farfield.electrostatics.dispersion",
+    "LinearResponse": "farfield.electrostatics.response",
     "LongRange": "farfield.potentials.long_range",
     "Model": "farfield.model",
     "Multipoles": "farfield.electrostatics.multipoles",
+    "Response": "farfield.electrostatics.susceptibility",
     "load": "farfield.model",
 }
 

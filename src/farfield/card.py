@@ -17,6 +17,7 @@ UNITS = {
     "dipole": "e·Å",
     "quadrupole": "e·Å² (traceless, no factor 3/2, about the geometric centre)",
     "born_charges": "e (first index polarization, second displacement)",
+    "polarizability": "Å³",
 }
 
 

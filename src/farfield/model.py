@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -17,9 +18,22 @@ from farfield.atoms.chunks import chunks
 from farfield.atoms.structures import from_ase
 from farfield.card import ModelCard
 from farfield.electrostatics.multipoles import Multipoles
+from farfield.electrostatics.susceptibility import Response
 from farfield.model_file import ModelFileError, read_model_file, write_model_file
-from farfield.observables.born import DEFAULT_HARMONICS, born_charges, forces_in_field
-from farfield.observables.moments import dipole_moment, physical, quadrupole_moment, with_neighbors
+from farfield.observables.born import DEFAULT_HARMONICS, forces_in_field
+from farfield.observables.moments import with_neighbors
+from farfield.observables.outputs import (
+    BORN,
+    ENERGETIC,
+    FIELDS,
+    LATENT,
+    MOMENTS,
+    POLARIZABILITIES,
+    RESPONSE,
+    ScaledPotential,
+    in_gauge,
+)
+from farfield.observables.polarizability import Screening, check_stability, effective_epsilon
 from farfield.potentials.augmented import AugmentedPotential
 
 if TYPE_CHECKING:
@@ -27,21 +41,10 @@ if TYPE_CHECKING:
 
     Structures = AtomicBatch | Atoms | Sequence[Atoms]
 
-_ENERGETIC = ("energy", "forces", "stress", "short_range_energy", "long_range_energy")
-_MOMENTS = (
-    "charges",
-    "atomic_dipoles",
-    "atomic_quadrupoles",
-    "latent_charges",
-    "latent_dipoles",
-    "latent_quadrupoles",
-    "dipole",
-    "quadrupole",
-    "polarization",
-)
-_BORN = ("born_charges", "born_effective_charges")
 #: Names that `Model.compute` knows.
-PROPERTIES = (*_ENERGETIC, *_MOMENTS, *_BORN)
+PROPERTIES = (*ENERGETIC, *MOMENTS, *FIELDS, *RESPONSE, *BORN)
+#: Those that depend on how latent multipoles are scaled.
+_SCALED = {*MOMENTS, *FIELDS, *POLARIZABILITIES, "epsilon_e", *BORN} - set(LATENT)
 
 
 def load(name: str | Path, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Model:
@@ -119,6 +122,12 @@ class Model:
         return self.potential.long_range is not None
 
     @property
+    def is_polarizable(self) -> bool:
+        """Whether an external field induces anything in the model: without, polarizabilities are zero."""
+        far = self.potential.long_range
+        return far is not None and far.has_response
+
+    @property
     def uses_total_charge(self) -> bool:
         """Whether the model must be told the total charge of every system."""
         return self.potential.long_range is not None and self.potential.long_range.total_charge is not None
@@ -133,17 +142,28 @@ class Model:
         return self.potential.add_neighbors(batch)
 
     def multipoles(self, batch: AtomicBatch, *, detach_total: bool = False) -> Multipoles:
-        """Latent multipoles of a batch with neighbours, with their graph; times `scale` they are physical.
+        """Latent multipoles that make the polarization, with their graph; times `scale` they are physical.
 
-        With this, `receptive_radius` and `add_neighbors` a model can be given to all of `farfield.observables`.
+        Permanent ones and what they induce (`LongRange.moments`); ``potential.multipoles`` gives the permanent alone.
+        With this, `receptive_radius`, `add_neighbors` and `atomic_polarizabilities` a model can be given to all of
+        `farfield.observables`.
 
         Raises
         ------
         ValueError
             If the model has no long-range part.
         """
-        return self.potential.multipoles(
-            _in_gauge(self.potential, batch, self.card.gauge_sign), detach_total=detach_total
+        return self._scaled(batch).multipoles(batch, detach_total=detach_total)
+
+    def atomic_polarizabilities(self, batch: AtomicBatch) -> Tensor:
+        """Latent polarizability of each atom (e²·Å²/eV) of a batch with neighbours, with its graph."""
+        return self._scaled(batch).atomic_polarizabilities(batch)
+
+    def _scaled(self, batch: AtomicBatch) -> ScaledPotential:
+        # Only a field needs the scale for latent multipoles, and with polarizabilities it costs something.
+        scale = self.card.gauge_sign * torch.ones(batch.n_systems, dtype=torch.float64, device=batch.pbc.device)
+        return ScaledPotential(
+            self.potential, self.card.gauge_sign, scale if batch.external_field is None else self.scale(batch)
         )
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Model:
@@ -238,19 +258,36 @@ class Model:
         self._check(batch)
         return batch.to(device=self.device, dtype=self.dtype)
 
-    def scale(self, batch: AtomicBatch, epsilon_infinity: float | None = None) -> Float[Tensor, " systems"]:
+    def scale(
+        self, batch: AtomicBatch, epsilon_infinity: float | None = None, screening: Screening = "derived"
+    ) -> Float[Tensor, " systems"]:
         """Give physical over latent multipoles, gauge sign times √ε_e, shape (systems,), float64.
 
-        ε_e is 1 for open systems, ε∞ for 3D-periodic ones; slabs and wires take only an ε given here.
+        ε_e is 1 for open systems. For 3D-periodic ones it is ε∞, less what the model's own polarizability makes of it
+        (`farfield.observables.effective_epsilon`, with its ``screening``); slabs and wires take only an ε given here.
         """
         epsilon = torch.ones(batch.n_systems, dtype=torch.float64, device=batch.pbc.device)
+        known = epsilon_infinity is not None
         if epsilon_infinity is not None:
             if not epsilon_infinity > 0:
                 raise ValueError(f"`epsilon_infinity` is {epsilon_infinity!r} but must be positive (1 for vacuum)")
             epsilon = torch.where(batch.pbc.any(dim=1), float(epsilon_infinity), epsilon)
         elif self.card.epsilon_infinity is not None:
+            known = True
             epsilon = torch.where(batch.pbc.all(dim=1), float(self.card.epsilon_infinity), epsilon)
+        if known and self.is_polarizable and bool(batch.pbc.all(dim=1).any()):
+            epsilon = self._effective_epsilon(batch, epsilon, screening)
         return self.card.gauge_sign * epsilon.sqrt()
+
+    def _effective_epsilon(self, batch: AtomicBatch, epsilon: Tensor, screening: Screening) -> Tensor:
+        ready = in_gauge(self.potential, with_neighbors(self.potential, batch), self.card.gauge_sign)
+        with torch.no_grad():
+            response = self.potential.response(ready)
+            total = None
+            far = self.potential.long_range
+            if far is not None and far.linear_response.mode == "scf":
+                total = batch.sum_over_atoms(self.potential.atomic_polarizabilities(ready))
+            return effective_epsilon(batch, epsilon, response, total, screening)
 
     def screening(self, batch: AtomicBatch, epsilon_infinity: float | None = None) -> list[str]:
         """Say of each system how its charges are to be read: ``"vacuum"``, ``"epsilon_infinity=…"`` or ``"latent"``.
@@ -280,6 +317,9 @@ class Model:
         mean: Literal["detached", "attached"] = "detached",
         sum_rule: bool = False,
         origin: Literal["zero", "centre"] = "zero",
+        external_field: Tensor | np.ndarray | Sequence[float] | None = None,
+        screening: Screening = "derived",
+        allow_unstable: bool = False,
         max_atoms: int = 2000,
         as_tensors: bool = False,
     ) -> dict[str, Any]:
@@ -291,9 +331,13 @@ class Model:
             ASE structures, one or a list, or a batch.
         properties
             Names out of `PROPERTIES`: energy (systems,), forces (atoms, 3), stress (systems, 3, 3; NaN without three
-            periodic axes), short_range_energy and long_range_energy (systems,), charges (atoms,), atomic_dipoles,
-            atomic_quadrupoles, dipole (systems, 3), quadrupole (systems, 3, 3), polarization (systems, 3), born_charges
-            (atoms, 3, 3; first index polarization), and the latent multipoles as the Coulomb sum takes them; eV, Å, e.
+            periodic axes), short_range_energy and long_range_energy (systems,); permanent charges (atoms,),
+            atomic_dipoles, atomic_quadrupoles, and induced_charges, induced_dipoles; potential (V) and field (V/Å) of
+            the permanent multipoles at the atoms; dipole (systems, 3), quadrupole (systems, 3, 3), polarization
+            (systems, 3) and born_charges (atoms, 3, 3; first index polarization) of all of them; polarizability
+            (systems, 3, 3) and atomic_polarizabilities (atoms, 3, 3) in Å³; chi, k_d (1/Å) and epsilon_e (systems,),
+            see `farfield.observables.stability` and `effective_epsilon`; the latent multipoles as the Coulomb sum
+            takes them. Units eV, Å, e where no other is said.
         total_charge
             As in `as_batch`.
         epsilon_infinity
@@ -302,6 +346,14 @@ class Model:
             As in `farfield.observables.born_charges`.
         origin
             As in `farfield.observables.dipole_moment`.
+        external_field
+            Uniform field (V/Å), one for all systems or one each: applied along open directions, macroscopic along
+            periodic ones. By default that of the batch, if it has one. Along periodic directions the energy has no
+            part of the charges in the field, and their forces are F·Z*; there is no stress in a field.
+        screening
+            As in `scale`.
+        allow_unstable
+            Compute even where one-shot response is unstable in long waves (`farfield.observables.check_stability`).
         max_atoms
             Structures are computed in chunks of at most so many atoms (one larger structure is a chunk of its own).
         as_tensors
@@ -316,32 +368,38 @@ class Model:
         Raises
         ------
         ValueError
-            If a property is unknown, or the model has no charges, or as `as_batch`.
+            If a property is unknown, or the model has no charges; for a field of the wrong shape, or a stress in a
+            field; for one-shot response that is unstable in long waves; or as `as_batch`.
         """
         if isinstance(properties, str):
             properties = (properties,)
         for name in properties:
             if name not in PROPERTIES:
                 raise ValueError(f"Unknown property {name!r}. Must be one of {', '.join(PROPERTIES)}")
-            if name not in _ENERGETIC and not self.is_long_range:
+            if name not in ENERGETIC and not self.is_long_range:
                 raise ValueError(f"{name!r} needs charges, but this model has no long-range part")
-        batch = self.as_batch(structures, total_charge)
+        batch = self._in_field(self.as_batch(structures, total_charge), external_field)
         found: dict[str, list[Tensor]] = {name: [] for name in properties}
         for part in chunks(batch, max_atoms):
             chunk = with_neighbors(self.potential, part)
-            scale = self.scale(chunk, epsilon_infinity)
-            values = self._energies_and_moments(chunk, properties, scale, origin)
-            for name in set(properties) & set(_BORN):
-                values[name] = born_charges(
-                    self, chunk, harmonics=harmonics, fit=fit, mean=mean, scale=scale, sum_rule=sum_rule
-                )
+            response = self._response(chunk, properties, allow_unstable)
+            scale = self.scale(chunk, epsilon_infinity, screening)
+            scaled = ScaledPotential(self.potential, self.card.gauge_sign, scale)
+            values = scaled.outputs(
+                chunk,
+                properties,
+                response,
+                origin=origin,
+                sum_rule=sum_rule,
+                born={"harmonics": harmonics, "fit": fit, "mean": mean},
+            )
             for name in properties:
                 found[name].append(values[name].detach())
         joined = {name: torch.cat(parts) for name, parts in found.items()}
         result: dict[str, Any] = dict(joined)
         if not as_tensors:
             result = {name: tensor.cpu().numpy() for name, tensor in joined.items()}
-        if any(name in _MOMENTS + _BORN and not name.startswith("latent") for name in properties):
+        if set(properties) & _SCALED:
             result["screening"] = self.screening(batch, epsilon_infinity)
         return result
 
@@ -361,27 +419,31 @@ class Model:
         scale = self.scale(batch, options.pop("epsilon_infinity", None))
         return forces_in_field(self, batch, torch.as_tensor(field), scale=scale, **options).detach()
 
-    def _energies_and_moments(
-        self, chunk: AtomicBatch, properties: Sequence[str], scale: Tensor, origin: Literal["zero", "centre"]
-    ) -> dict[str, Any]:
-        values: dict[str, Any] = {}
-        multipoles = None
-        if set(properties) & set(_ENERGETIC):
-            # Without derivatives `predict` builds a graph only if asked to.
-            with torch.no_grad():
-                prediction = self.potential.predict(
-                    _in_gauge(self.potential, chunk, self.card.gauge_sign),
-                    forces="forces" in properties,
-                    stress="stress" in properties,
-                )
-            values = {name: getattr(prediction, name) for name in _ENERGETIC}
-            multipoles = prediction.multipoles
-        if not set(properties) & set(_MOMENTS):
-            return values
+    def _in_field(self, batch: AtomicBatch, field: Tensor | np.ndarray | Sequence[float] | None) -> AtomicBatch:
+        if field is None:
+            return batch
+        given = torch.as_tensor(field).to(batch.positions)
+        if given.shape not in ((3,), (batch.n_systems, 3)):
+            raise ValueError(
+                f"`external_field` has shape {tuple(given.shape)} but must be (3,) or ({batch.n_systems}, 3), in V/Å"
+            )
+        if not bool(torch.isfinite(given).all()):
+            raise ValueError("`external_field` must be finite (V/Å)")
+        return batch.replace(external_field=given.expand(batch.n_systems, 3))
+
+    def _response(self, chunk: AtomicBatch, properties: Sequence[str], allow_unstable: bool) -> Response | None:
+        """Latent response of a chunk where it is reported or has to be checked; refused where it is unstable."""
+        far = self.potential.long_range
+        if far is None or not far.has_response:
+            return None
+        doubtful = far.linear_response.mode == "one-shot" and not allow_unstable and bool(chunk.pbc.all(dim=1).any())
+        if not doubtful and not set(properties) & set(RESPONSE):
+            return None
         with torch.no_grad():
-            latent = multipoles or self.multipoles(chunk)
-            values |= _moments(chunk, properties, latent, physical(chunk, latent, scale), origin)
-        return values
+            response = self.potential.response(chunk)
+        if doubtful and response is not None:
+            check_stability(chunk, response)
+        return response
 
     def _check(self, batch: AtomicBatch) -> None:
         if batch.n_systems == 0:
@@ -399,43 +461,6 @@ class Model:
                 f"the model {self.card.name!r} needs the total charge of every system: set atoms.info['total_charge'] "
                 "(e), or pass `total_charge`"
             )
-
-
-def _in_gauge(potential: AugmentedPotential, batch: AtomicBatch, sign: int) -> AtomicBatch:
-    """Latent charges add up to the total charge times the gauge sign, where the model is constrained."""
-    constrained = potential.long_range is not None and potential.long_range.total_charge == "constraint"
-    if sign == 1 or not constrained or batch.total_charge is None:
-        return batch
-    return batch.replace(total_charge=-batch.total_charge)
-
-
-def _moments(
-    chunk: AtomicBatch,
-    properties: Sequence[str],
-    latent: Multipoles,
-    real: Multipoles,
-    origin: Literal["zero", "centre"],
-) -> dict[str, Tensor]:
-    zero = chunk.positions.new_zeros
-
-    def filled(values: Tensor | None, *shape: int) -> Tensor:
-        return zero((chunk.n_atoms, *shape)) if values is None else values
-
-    values = {
-        "charges": real.charges,
-        "atomic_dipoles": filled(real.dipoles, 3),
-        "atomic_quadrupoles": filled(real.quadrupoles, 3, 3),
-        "latent_charges": latent.charges,
-        "latent_dipoles": filled(latent.dipoles, 3),
-        "latent_quadrupoles": filled(latent.quadrupoles, 3, 3),
-    }
-    if "dipole" in properties:
-        values["dipole"] = dipole_moment(chunk, real, origin=origin)
-    if "polarization" in properties:
-        values["polarization"] = dipole_moment(chunk, real)
-    if "quadrupole" in properties:
-        values["quadrupole"] = quadrupole_moment(chunk, real)
-    return values
 
 
 def _symbols(numbers: Iterable[int]) -> str:

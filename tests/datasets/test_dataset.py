@@ -75,6 +75,7 @@ def labelled() -> Atoms:
     )
     atoms.info["ref_dipole"] = rng.normal(size=3)
     atoms.info["ref_quadrupole"] = rng.normal(size=9)
+    atoms.info["polarizability"] = rng.normal(size=9)
     atoms.arrays["mbi_charges"] = rng.normal(size=n)
     atoms.arrays["bec"] = rng.normal(size=(n, 9))
     return atoms

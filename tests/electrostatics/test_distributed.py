@@ -72,6 +72,8 @@ REFUSALS = {
     "a plan of one process": "`plan` was prepared by 1 ranks but `process_group` has",
     "a plan that is too small": "`plan` has no room for system",
     "another order": "`order` is 3 but must be",
+    "response": "response needs all atoms of a system on one process",
+    "induced charges": "induced charges and dipoles need all atoms of a system on one process",
     "a potential": "`long_range` works in a process group but a potential needs whole systems",
 }
 

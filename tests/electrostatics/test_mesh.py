@@ -19,6 +19,7 @@ from electrostatic_systems import (
 )
 
 from farfield.atoms.batch import AtomicBatch, concatenate
+from farfield.electrostatics import mesh as mesh_module
 from farfield.electrostatics.cost import mesh_size, mesh_spacing
 from farfield.electrostatics.coulomb import Coulomb
 from farfield.electrostatics.mesh import MeshGeometry, good_size, influence, inverse_transform, transform
@@ -44,6 +45,20 @@ def water(edge: int, pbc: tuple[bool, ...] = BULK) -> tuple[AtomicBatch, torch.T
     positions = (centres[:, None] + torch.einsum("mab,xb->mxa", turns, shape)).reshape(-1, 3)
     charges = torch.tensor([-0.8476, 0.4238, 0.4238], dtype=torch.float64).repeat(count)
     return one_system(positions, EYE * 3.104 * edge).replace(pbc=torch.tensor([pbc])), charges
+
+
+def salt(edge: int) -> tuple[AtomicBatch, torch.Tensor]:
+    """Ions of rock salt, shaken by a tenth of their distance and more."""
+    generator = torch.Generator().manual_seed(6)
+    grid = torch.cartesian_prod(*[torch.arange(edge, dtype=torch.float64)] * 3)
+    positions = (grid + 0.15 * torch.randn(edge**3, 3, generator=generator, dtype=torch.float64)) * 2.82
+    return one_system(positions, EYE * 2.82 * edge), 1.0 - 2.0 * (grid.sum(1) % 2)
+
+
+def pair() -> tuple[AtomicBatch, torch.Tensor]:
+    """Two opposite charges in a small cell."""
+    positions = torch.tensor([[0.3, 0.1, 0.2], [1.5, 2.0, 0.9]], dtype=torch.float64)
+    return one_system(positions, EYE * 4.0), torch.tensor([1.0, -1.0], dtype=torch.float64)
 
 
 @pytest.mark.parametrize("order", [4, 5, 6, 7, 8])
@@ -78,6 +93,39 @@ def test_force_error_stays_below_the_accuracy_asked_for(pbc, order):
         error = float((forces - exact).norm() / exact.norm())
         assert error < accuracy
         assert error > accuracy / 100.0, "a mesh finer than needed"
+
+
+SMALL_AND_LARGE = {
+    "2 ions": pair,
+    "8 ions": lambda: salt(2),
+    "64 ions": lambda: salt(4),
+    "3 atoms of water": lambda: water(1),
+    "24 atoms of water": lambda: water(2),
+    "slab of 24 atoms of water": lambda: water(2, SLAB),
+}
+
+
+@pytest.mark.parametrize("name", SMALL_AND_LARGE)
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_accuracy_holds_for_few_atoms_and_any_smearing(name, order):
+    """Where an atom's pull on itself, by where it stands on the mesh, is largest beside the forces of the others."""
+    batch, charges = SMALL_AND_LARGE[name]()
+    higher = random_multipoles(batch.n_atoms, order)
+    multipoles = Multipoles(charges, *(0.4 * part for part in parts(higher)[1:]))
+    for smearing in (0.4, 0.7, 2.0):
+        _, exact, _ = forces_and_strain(Coulomb(smearing, accuracy=1e-7, method="ewald"), batch, multipoles)
+        _, forces, _ = forces_and_strain(Coulomb(smearing, accuracy=1e-4, method="mesh"), batch, multipoles)
+        assert float((forces - exact).norm() / exact.norm()) < 1e-4, smearing
+
+
+@pytest.mark.parametrize(("smearing", "order"), [(0.7, 0), (1.0, 2), (2.0, 1)])
+def test_accuracy_holds_for_a_thousand_atoms(smearing, order):
+    batch, charges = salt(10)
+    higher = random_multipoles(batch.n_atoms, order)
+    multipoles = Multipoles(charges, *(0.4 * part for part in parts(higher)[1:]))
+    _, exact, _ = forces_and_strain(Coulomb(smearing, accuracy=1e-6, method="mesh"), batch, multipoles)
+    _, forces, _ = forces_and_strain(Coulomb(smearing, accuracy=1e-4, method="mesh"), batch, multipoles)
+    assert float((forces - exact).norm() / exact.norm()) < 1e-4
 
 
 @pytest.mark.parametrize("pbc", [BULK, SLAB, WIRE, CLUSTER])
@@ -175,6 +223,18 @@ def test_batch_of_meshes_and_all_else_is_a_loop():
             (alone.field_gradient, together.field_gradient[atoms]),
         ):
             torch.testing.assert_close(mine, whole, rtol=1e-8, atol=1e-8)
+
+
+def test_gradients_in_the_cell_after_a_call_in_inference_mode():
+    batch, multipoles = system(5, BULK), random_multipoles(5)
+    coulomb = Coulomb(accuracy=1e-2, method="mesh")
+    plan = coulomb.prepare(batch)
+    mesh_module._kept_spline_factor.cache_clear()
+    with torch.inference_mode():
+        coulomb(batch.replace(cell=1.001 * batch.cell), multipoles, plan)
+    cell = batch.cell.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(coulomb(batch.replace(cell=cell), multipoles, plan).energy.sum(), cell)
+    assert float(slope.abs().max()) > 0.0
 
 
 def test_a_sweep_of_the_cell_on_a_frozen_mesh_is_smooth():

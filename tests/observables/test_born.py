@@ -10,8 +10,8 @@ from fake_model import TRICLINIC, FakeModel, crystal, molecule, replicated
 from scipy.spatial.transform import Rotation
 
 from farfield.atoms.batch import concatenate
+from farfield.atoms.frames import completed_cells, perpendicular_heights
 from farfield.observables import born_charges, dipole, forces_in_field, impose_sum_rule
-from farfield.observables.frames import completed_cells, perpendicular_heights
 
 
 def differences(batch, function, step=1e-5):

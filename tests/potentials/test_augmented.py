@@ -16,12 +16,17 @@ from farfield.potentials.repulsion import zbl_energy
 
 PARTLY = [(True, False, True), (False, True, False)]
 SMALL = {"n_bessel": 4, "n_radial": 3, "n_embedding": 2, "n_features": 8, "n_hidden": [8], "n_message_channels": 4}
+ALL = {"dipoles": True, "quadrupoles": True, "induced_charges": True, "induced_dipoles": True, "anisotropic": True}
 VARIANTS = {
     "charges": {},
     "constraint": {"total_charge": "constraint"},
     "weighted constraint": {"total_charge": "constraint", "learned_weights": True},
     "feature": {"total_charge": "feature"},
     "multipoles": {"dipoles": True, "quadrupoles": True},
+    "induced charges": {"induced_charges": True},
+    "induced dipoles": {"dipoles": True, "induced_dipoles": True},
+    "all": {**ALL, "total_charge": "constraint"},
+    "all, self-consistent": {**ALL, "response": "scf"},
 }
 
 

@@ -28,7 +28,9 @@ from farfield.electrostatics.coulomb import Coulomb
 from farfield.electrostatics.dispersion import Dispersion
 from farfield.electrostatics.distributed import sum_over_ranks
 from farfield.electrostatics.multipoles import Multipoles
+from farfield.electrostatics.response import LinearResponse
 from farfield.electrostatics.solver import Solver
+from farfield.electrostatics.susceptibility import Response
 from farfield.potentials.augmented import AugmentedPotential
 from farfield.potentials.features import Features
 from farfield.potentials.long_range import LongRange
@@ -205,6 +207,8 @@ def _refusals(group: Any, rank: int, ranks: int) -> dict[str, str]:
         "a plan that is too small": lambda: coulomb(apart, multipoles, plan),
         "another order": lambda: coulomb.operator(batch, plan, order=3 if wrong else 2),
         "a potential": lambda: AugmentedPotential(torch.nn.Identity(), LongRange(3, process_group=group)),
+        "response": lambda: LinearResponse(coulomb)(batch, multipoles, Response(multipoles.charges.square())),
+        "induced charges": lambda: LongRange(3, induced_charges=True, process_group=group),
     }
     found = {"before": str(coulomb(batch, multipoles, plan).energy.tolist())}
     for name, attempt in attempts.items():

@@ -33,6 +33,7 @@ LABEL_SHAPES: dict[str, tuple[int, ...]] = {
     "quadrupole": (3, 3),
     "charges": (-1,),
     "born_charges": (-1, 3, 3),
+    "polarizability": (3, 3),
 }
 
 
@@ -47,7 +48,7 @@ class Sample:
     labels
         Any of ``energy`` (systems,) in float64, ``forces`` (atoms, 3), ``stress`` (systems, 3, 3), ``dipole``
         (systems, 3), ``quadrupole`` (systems, 3, 3), ``charges`` (atoms,), ``born_charges`` (atoms, 3, 3) with the
-        polarization index first, in farfield's units.
+        polarization index first, ``polarizability`` (systems, 3, 3), in farfield's units (polarizabilities in Å³).
     """
 
     batch: AtomicBatch

@@ -51,6 +51,7 @@ _DIMENSIONS = {
     "charges": (0, 0, 1),
     "quadrupole": (0, 2, 1),
     "born_charges": (0, 0, 1),
+    "polarizability": (0, 3, 0),
 }
 
 #: farfield's own unit of each quantity that a file may hold.
@@ -63,6 +64,7 @@ OWN_UNITS = {
     "quadrupole": "e·Å²",
     "charges": "e",
     "born_charges": "e",
+    "polarizability": "Å³",
 }
 
 
@@ -111,7 +113,7 @@ class Columns(_Strict):
 
     Attributes
     ----------
-    energy, forces, stress, dipole, quadrupole, charges, born_charges
+    energy, forces, stress, dipole, quadrupole, charges, born_charges, polarizability
         A name or a list of names, of calculator results, info or arrays; null: never read this label.
     """
 
@@ -122,6 +124,7 @@ class Columns(_Strict):
     quadrupole: tuple[str, ...] = ("ref_quadrupole", "quadrupole")
     charges: tuple[str, ...] = ("mbi_charges",)
     born_charges: tuple[str, ...] = ("bec",)
+    polarizability: tuple[str, ...] = ("polarizability",)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -136,7 +139,7 @@ class Units(_Strict):
 
     Attributes
     ----------
-    positions, energy, forces, stress, dipole, quadrupole, charges, born_charges
+    positions, energy, forces, stress, dipole, quadrupole, charges, born_charges, polarizability
         A unit such as ``kcal/mol/Å``, ``Ha/bohr`` or ``Debye`` (see `conversion`).
     """
 
@@ -148,6 +151,7 @@ class Units(_Strict):
     quadrupole: str = OWN_UNITS["quadrupole"]
     charges: str = OWN_UNITS["charges"]
     born_charges: str = OWN_UNITS["born_charges"]
+    polarizability: str = OWN_UNITS["polarizability"]
 
     @model_validator(mode="after")
     def _known(self) -> Self:

@@ -30,6 +30,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from farfield.electrostatics.distributed import largest_of_ranks
+from farfield.electrostatics.lattice import inverse
 
 #: Beyond this many σ two Gaussian charges interact as points, to 10⁻¹⁰ of k_e q²/Å: the room between an atom and where
 #: the kernel ends.
@@ -263,7 +264,7 @@ def kernel_factor(
     across_squared = across.square().sum(-1)
     if count:
         rows = cell[:, :count]
-        metric = torch.linalg.inv(rows @ rows.mT) * (2.0 * math.pi) ** 2
+        metric = inverse(rows @ rows.mT) * (2.0 * math.pi) ** 2
         along = h[:, :count]
         parallel_squared = torch.einsum("ka,maa->mk", along.square(), metric)
         if count == 2:

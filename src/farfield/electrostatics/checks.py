@@ -151,9 +151,9 @@ def check_coefficients(coefficients: Tensor, positions: Tensor, *, values: bool)
     TypeError
         For another dtype than that of the positions.
     """
-    _check_given("coefficients", coefficients, positions, (len(positions),))
+    check_given("coefficients", coefficients, positions, (len(positions),))
     if values:
-        _check_finite("coefficients", coefficients)
+        check_finite("coefficients", coefficients)
 
 
 def check_multipole_shapes(multipoles: Multipoles, positions: Tensor) -> None:
@@ -176,10 +176,10 @@ def check_multipole_shapes(multipoles: Multipoles, positions: Tensor) -> None:
             if name == "charges":
                 raise TypeError("`charges` are None but must be a tensor (atoms,): give zeros where there are none")
             continue
-        _check_given(name, given, positions, shape)
+        check_given(name, given, positions, shape)
 
 
-def _check_given(name: str, given: Tensor, positions: Tensor, shape: tuple[int, ...]) -> None:
+def check_given(name: str, given: Tensor, positions: Tensor, shape: tuple[int, ...]) -> None:
     """Refuse a tensor of the atoms with another shape, dtype or device than theirs."""
     if given.shape != shape:
         raise ValueError(
@@ -191,7 +191,7 @@ def _check_given(name: str, given: Tensor, positions: Tensor, shape: tuple[int, 
         raise ValueError(f"`{name}` is on {given.device} but must be where `positions` is, on {positions.device}")
 
 
-def _check_finite(name: str, given: Tensor) -> None:
+def check_finite(name: str, given: Tensor) -> None:
     """Refuse a tensor of the atoms with values that are not finite."""
     finite = torch.isfinite(given.detach()).reshape(len(given), math.prod(given.shape[1:])).all(dim=1)
     if not bool(finite.all()):
@@ -211,7 +211,7 @@ def check_multipole_values(multipoles: Multipoles) -> None:
         given = getattr(multipoles, name)
         if given is None:
             continue
-        _check_finite(name, given)
+        check_finite(name, given)
     if multipoles.quadrupoles is None or not len(multipoles.quadrupoles):
         return
     quadrupoles = multipoles.quadrupoles.detach()

@@ -43,6 +43,19 @@ _ERRORS: dict[int, dict[int, tuple[float, ...]]] = {
 #: Other structures and positions of the mesh than those of the table may err by this factor more.
 _MARGIN = 1.3
 
+#: On a mesh an atom pulls on itself, by where it stands between the points. For multipoles of order l that force goes
+#: as σ^{−2(l+1)} while those between atoms do not grow when σ falls: below 1 Å the relative error grows as σ⁻² for
+#: charges and by this power of 1/σ more for each order, as measured down to 0.4 Å.
+_POWER = 1.5
+
+#: Forces of N atoms may err by a factor 1 + this/N more: with few, those of a pair may cancel and the pull of an atom
+#: on itself be the largest, and no mean over many positions helps.
+_FEW = 6.0
+
+#: In a cell shorter than this many σ all waves are shorter than most of those the table is made of; the spacing shrinks
+#: with the cell.
+_SHORT = 4.2
+
 
 @dataclass(frozen=True)
 class MeshSize:
@@ -66,10 +79,11 @@ def mesh_spacing(accuracy: float, degree: int, order: int, smearing: float) -> f
     order
         Of the splines.
     smearing
-        σ (Å). Away from 1 Å the error grows as it does for Ewald sums, at most as max(σ, 1/σ)².
+        σ (Å). Above 1 Å the error grows as it does for Ewald sums, at most as σ²; below see `_POWER`.
     """
     table = _ERRORS[degree][order]
-    wanted = math.log10(accuracy / (_MARGIN * max(smearing, 1.0 / smearing) ** 2))
+    growth = smearing**2 if smearing > 1.0 else smearing ** -(2.0 + _POWER * degree)
+    wanted = math.log10(accuracy / (_MARGIN * growth))
     points = list(zip(_SPACINGS, table, strict=True))
     if wanted > table[0]:
         return smearing * _SPACINGS[0]
@@ -96,8 +110,9 @@ def mesh_size(accuracy: float, degree: int, smearing: float, atoms: int, lengths
         Lengths of the (padded) cell vectors (Å).
     """
     sizes = []
+    share = min(1.0, max(lengths) / (_SHORT * smearing))
     for order in _ERRORS[degree]:
-        spacing = mesh_spacing(accuracy, degree, order, smearing)
+        spacing = share * mesh_spacing(accuracy / (1.0 + _FEW / atoms), degree, order, smearing)
         shape = tuple(good_size(length / spacing, even=axis == 2) for axis, length in enumerate(lengths))
         points = math.prod(shape)
         # spreading and gathering, a pair of transforms, passes over the mesh, and the calls themselves

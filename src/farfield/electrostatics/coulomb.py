@@ -15,8 +15,9 @@ from torch import Tensor
 from farfield.atoms.batch import AtomicBatch
 from farfield.electrostatics.checks import check_multipole_shapes, check_multipole_values
 from farfield.electrostatics.distributed import graph_of, sum_over_ranks, together
+from farfield.electrostatics.group_sums import pair_energies
 from farfield.electrostatics.multipoles import Multipoles
-from farfield.electrostatics.operator import CoulombOperator, multipole_order, pair_energies
+from farfield.electrostatics.operator import CoulombOperator, multipole_order
 from farfield.electrostatics.plan import CoulombPlan
 from farfield.electrostatics.solver import Solver
 
@@ -212,7 +213,9 @@ class Coulomb(Solver):
             _find_atom_energies=lambda: atom_energies,
         )
 
-    def operator(self, batch: AtomicBatch, plan: CoulombPlan | None = None, *, order: int = 2) -> CoulombOperator:
+    def operator(
+        self, batch: AtomicBatch, plan: CoulombPlan | None = None, *, order: int = 2, levels: int = 3
+    ) -> CoulombOperator:
         """Build the linear operator A of a batch, to apply it to several sets of multipoles: E = ½⟨m, A m⟩.
 
         Parameters
@@ -224,6 +227,8 @@ class Coulomb(Solver):
         order
             Highest multipoles it will be applied to: 0 charges, 1 dipoles, 2 quadrupoles. The reciprocal sum ends where
             ``accuracy`` is reached for that order.
+        levels
+            What it will give: 1 the potential, 2 the field too, 3 the field gradient too.
 
         Returns
         -------
@@ -233,13 +238,15 @@ class Coulomb(Solver):
         Raises
         ------
         ValueError
-            For another order, and as `prepare`.
+            For another order or level, and as `prepare`.
         """
         with together(self.process_group) as same:
             if order not in (0, 1, 2):
                 raise ValueError(f"`order` is {order!r} but must be 0 (charges), 1 (dipoles) or 2 (quadrupoles)")
-            same["`order`"] = order
-        return self._operator(batch, self._checked_plan(batch, plan), order, 3)
+            if levels not in (1, 2, 3):
+                raise ValueError(f"`levels` is {levels!r} but must be 1 (potential), 2 (field) or 3 (field gradient)")
+            same["`order`"], same["`levels`"] = order, levels
+        return self._operator(batch, self._checked_plan(batch, plan), order, levels)
 
     def _operator(self, batch: AtomicBatch, plan: CoulombPlan, order: int, levels: int) -> CoulombOperator:
         return CoulombOperator(

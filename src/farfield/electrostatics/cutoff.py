@@ -13,6 +13,8 @@ import math
 import torch
 from torch import Tensor
 
+from farfield.electrostatics.graphs import constant
+
 #: The switch acts on SWITCH_START · cutoff ≤ |k| ≤ cutoff.
 SWITCH_START = 0.92
 
@@ -62,7 +64,7 @@ def switch(squared: Tensor) -> Tensor:
     start = SWITCH_START**2
     t = (squared * (1.0 / (1.0 - start)) - start / (1.0 - start)).clamp(0.0, 1.0)
     # 1 − t⁴ (35 − 84 t + 70 t² − 20 t³), in few passes over the array
-    minus_84, one, thirty_five = torch.tensor([[-84.0], [1.0], [35.0]], dtype=t.dtype, device=t.device).unbind()
+    minus_84, one, thirty_five = constant(((-84.0,), (1.0,), (35.0,)), t).unbind()
     polynomial = torch.addcmul(minus_84, torch.rsub(t, 70.0, alpha=20.0), t)
     polynomial = torch.addcmul(thirty_five, polynomial, t)
     t2 = t * t

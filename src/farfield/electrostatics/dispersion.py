@@ -27,8 +27,9 @@ from farfield.electrostatics.cutoff import switch
 from farfield.electrostatics.dispersion_kernels import dispersion_kernel, dispersion_transform
 from farfield.electrostatics.distributed import graph_of, shared, sum_over_ranks, to_each_rank, together
 from farfield.electrostatics.ewald import EwaldGeometry
+from farfield.electrostatics.group_sums import mesh_kernel, positions_and_cells
 from farfield.electrostatics.mesh import MeshGeometry
-from farfield.electrostatics.operator import join_atoms, join_systems, mesh_kernel, positions_and_cells
+from farfield.electrostatics.operator import join_atoms, join_systems
 from farfield.electrostatics.plan import CoulombPlan, EwaldGroup, MeshGroup, OpenGroup, make_plan
 from farfield.electrostatics.solver import Solver
 
@@ -148,7 +149,8 @@ class Dispersion(Solver):
             check_coefficients(coefficients, batch.positions, values=not frozen)
             if self.process_group is not None:
                 same.update(graph_of(positions=batch.positions, cell=batch.cell, coefficients=coefficients))
-        sums = [_SUMS[type(group)](group, batch, self.process_group) for group in plan.groups]
+        unchanged, ranks = plan.is_of(batch.cell), self.process_group
+        sums = [_SUMS[type(group)](group, batch, ranks, unchanged) for group in plan.groups]
         padded = [part.padding.gather(coefficients) for part in sums]
 
         def find_atom_energies() -> Tensor:
@@ -163,7 +165,7 @@ class Dispersion(Solver):
 class _OpenSum:
     """A group of open systems, summed over pairs."""
 
-    def __init__(self, group: OpenGroup, batch: AtomicBatch, ranks: dist.ProcessGroup | None) -> None:
+    def __init__(self, group: OpenGroup, batch: AtomicBatch, ranks: dist.ProcessGroup | None, unchanged: bool) -> None:
         self.padding, self._ranks = group.padding, ranks
         # Atoms of different ranks stand in different slots.
         components = sum_over_ranks(group.padding.gather(batch.positions), ranks).permute(2, 0, 1)
@@ -192,7 +194,7 @@ def _attraction(squared: Tensor, smearing: Tensor) -> Tensor:
 class _EwaldSum:
     """A group of systems summed by Ewald."""
 
-    def __init__(self, group: EwaldGroup, batch: AtomicBatch, ranks: dist.ProcessGroup | None) -> None:
+    def __init__(self, group: EwaldGroup, batch: AtomicBatch, ranks: dist.ProcessGroup | None, unchanged: bool) -> None:
         self.padding, self._ranks = group.padding, ranks
         positions, cell = positions_and_cells(group, batch, ranks)
         cutoff = group.cutoffs[0]
@@ -223,14 +225,14 @@ class _EwaldSum:
 class _MeshSum:
     """One system summed on a mesh."""
 
-    def __init__(self, group: MeshGroup, batch: AtomicBatch, ranks: dist.ProcessGroup | None) -> None:
+    def __init__(self, group: MeshGroup, batch: AtomicBatch, ranks: dist.ProcessGroup | None, unchanged: bool) -> None:
         self.padding, self._ranks = group.padding, ranks
         positions, cell = positions_and_cells(group, batch, ranks)
         self._geometry = MeshGeometry(
             positions[0],
             cell[0].double(),
             group.basis[0],
-            mesh_kernel(group, shared(cell, ranks), 0, positions.dtype, _attraction),
+            mesh_kernel(group, shared(cell, ranks), 0, positions.dtype, _attraction, unchanged=unchanged),
             group.shapes[0],
             group.orders[0],
             source_degree=0,
@@ -263,9 +265,10 @@ def _kernel_at_zero(smearing: Tensor) -> Tensor:
 
 
 @functools.cache
-def _nodes(count: int) -> tuple[Tensor, Tensor]:
+def _nodes(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
     x, weights = np.polynomial.legendre.leggauss(count)
-    return torch.from_numpy(0.5 * (x + 1.0)), torch.from_numpy(0.5 * weights)
+    with torch.inference_mode(False):  # made in inference mode, autograd could not keep them
+        return torch.from_numpy(0.5 * (x + 1.0)).to(device), torch.from_numpy(0.5 * weights).to(device)
 
 
 def _self_factor(cutoff: Tensor) -> Tensor:
@@ -273,7 +276,7 @@ def _self_factor(cutoff: Tensor) -> Tensor:
 
     In a large cell ∫ f̂ switch k² dk / ∫ f̂ k² dk, where the whole integral is 2π² f(0) = π²/24 at σ = 1 Å.
     """
-    nodes, weights = (tensor.to(cutoff.device) for tensor in _nodes(200))
+    nodes, weights = _nodes(200, cutoff.device)
     x = cutoff[:, None] * nodes
     one = torch.ones((), dtype=cutoff.dtype, device=cutoff.device)
     density = dispersion_transform(x * x, one) * switch(nodes * nodes) * x * x

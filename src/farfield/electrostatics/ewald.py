@@ -26,7 +26,9 @@ from torch import Tensor
 from farfield.electrostatics.boundary import Truncation, kernel_factor
 from farfield.electrostatics.cutoff import switch
 from farfield.electrostatics.distributed import shared, sum_over_ranks, to_each_rank
-from farfield.electrostatics.separable import WaveTables, moments, multi_indices, structure_factors
+from farfield.electrostatics.graphs import constant, is_traced
+from farfield.electrostatics.lattice import inverse, volume_of
+from farfield.electrostatics.separable import WaveTables, count_of, moments, multi_indices, structure_factors
 from farfield.units import INVERSE_TWO_EPSILON_0
 
 #: Fourier transform v̂ of the interaction of two unit coefficients, from σ²k² and σ (Å).
@@ -36,7 +38,7 @@ Transform = Callable[[Tensor, Tensor], Tensor]
 _OCTANTS = ((1, 1), (1, -1), (-1, 1), (-1, -1))
 
 
-def _octant_matrix() -> list[list[float]]:
+def _octant_matrix() -> tuple[tuple[float, ...], ...]:
     """Matrix from the products of cosines (0) and sines (1), numbered 4c+2b+a, to Re S, Im S of the octants."""
     rows = []
     for s2, s3 in _OCTANTS:
@@ -47,7 +49,10 @@ def _octant_matrix() -> list[list[float]]:
         imaginary = [0.0] * 8
         imaginary[0b001], imaginary[0b010], imaginary[0b100], imaginary[0b111] = 1.0, s2, s3, -s2 * s3
         rows.append(imaginary)
-    return rows
+    return tuple(map(tuple, rows))
+
+
+_OCTANT_MATRIX = _octant_matrix()
 
 
 def reciprocal_weights(
@@ -82,43 +87,43 @@ def reciprocal_weights(
         fixed cell, periodic along all axes, there is only one row, for all of them.
     """
     device = cell.device
-    # Not on a GPU, which the comparison would hold up.
-    fixed = truncation is None and device.type == "cpu" and not cell.requires_grad
+    # Not on a GPU, which the comparison would hold up, nor in a graph, which could not depend on it.
+    fixed = truncation is None and device.type == "cpu" and not cell.requires_grad and not is_traced(cell)
     if fixed and all(_alike(part) for part in (cell, smearing, cutoff)):
         cell, smearing, cutoff = cell[:1], smearing[:1], cutoff[:1]
     axes = [torch.arange(n + 1, dtype=cell.dtype, device=device) for n in reversed(ranges)]
     h = torch.cartesian_prod(*axes).mT.flip(0).contiguous()
     # Every k and −k are one term; a zero index makes two octants coincide.
-    count = torch.pow(0.5, (h == 0).sum(0, dtype=cell.dtype)) * 2.0
+    zero = h == 0
+    count = torch.pow(0.5, zero.sum(0, dtype=cell.dtype)) * 2.0
     if transform is not None:
         squared = _squared_lengths(h, cell * (1.0 / smearing)[:, None, None])
         strength, scale = transform(squared, smearing[:, None, None]), 0.5
     elif truncation is None:
-        # k = 0, the first, is left out: its count is zero, and the one added there keeps 1/k² finite in the backward
-        # pass.
-        count[0] = 0.0
-        origin = torch.zeros_like(count)
-        origin[0] = 1.0
+        # k = 0 is left out: its count is zero, and the one added there keeps 1/k² finite in the backward pass.
+        origin = zero.all(0).to(count.dtype)
+        count = count * (1.0 - origin)
         squared = _squared_lengths(h, cell * (1.0 / smearing)[:, None, None])
         strength = torch.exp(-0.5 * squared) * (smearing**2)[:, None, None] / (squared + origin)
         scale = INVERSE_TWO_EPSILON_0
     else:
-        signs = torch.tensor([[1.0, *pair] for pair in _OCTANTS], dtype=cell.dtype, device=device)
+        signs = constant(tuple((1.0, *pair) for pair in _OCTANTS), cell)
         squared, kernel = kernel_factor((h.mT * signs[:, None]).reshape(-1, 3), cell, truncation)
         squared, kernel = (part.unflatten(1, (4, -1)) for part in ((smearing**2)[:, None] * squared, kernel))
         strength, scale = torch.exp(-0.5 * squared) * kernel, INVERSE_TWO_EPSILON_0
-    volume = torch.linalg.det(cell).abs()
+    volume = volume_of(cell)
     return strength * switch(squared / (cutoff**2)[:, None, None]) * ((scale / volume)[:, None, None] * count)
 
 
 def _squared_lengths(h: Tensor, cell: Tensor) -> Tensor:
     """k² of reciprocal vectors with indices h ≥ 0 (3, k) of cells (members, 3, 3), by octants: (members, 4, k)."""
-    reciprocal = torch.linalg.inv(cell).mT * (2.0 * math.pi)
-    metric = (reciprocal @ reciprocal.mT).flatten(1)
+    reciprocal = inverse(cell).mT * (2.0 * math.pi)
+    metric = reciprocal @ reciprocal.mT
     # k² = Σ h_a h_b g_ab, a matrix product over the six pairs of axes; octants differ by the signs of the last three.
     pairs = torch.cat((h * h, h[0] * h[1:], (h[1] * h[2])[None]))
-    signs = h.new_tensor([[1.0, 1.0, 1.0, 2.0 * s2, 2.0 * s3, 2.0 * s2 * s3] for s2, s3 in _OCTANTS])
-    return (metric[:, None, [0, 4, 8, 1, 2, 5]] * signs) @ pairs
+    signs = constant(tuple((1.0, 1.0, 1.0, 2.0 * s2, 2.0 * s3, 2.0 * s2 * s3) for s2, s3 in _OCTANTS), h)
+    upper = torch.cat((metric.diagonal(dim1=1, dim2=2), metric[:, 0, 1:], metric[:, 1, 2:]), 1)
+    return (upper[:, None] * signs) @ pairs
 
 
 def _alike(rows: Tensor) -> bool:
@@ -150,21 +155,23 @@ _SECOND = {
 }
 
 
-def _multipole_map(inverse: Tensor, level: int) -> Tensor:
+def _multipole_map(to_fractional: Tensor, level: int) -> Tensor:
     """Matrices from (q, u, Q) to the coefficients of the fractional derivatives in L = q + u·∇ + ½ Q:∇∇.
 
     With ∇_a = Σ_α (A⁻¹)_aα ∂_α; their transpose takes the derivatives of a potential to (φ, ∇φ, ½∇∇φ).
     Shape (members, 1 + 3 + 9, 10), less for a lower level.
     """
-    members = len(inverse)
-    charge = inverse.new_ones(members, 1, 1)
+    members = len(to_fractional)
+    charge = to_fractional.new_ones(members, 1, 1)
     if level == 0:
         return charge
-    blocks = [charge, inverse]
+    blocks = [charge, to_fractional]
     if level == 2:
         # Q_ab ∂_α∂_β (A⁻¹)_aα (A⁻¹)_bβ
-        twice = torch.einsum("mai,mbj->mabij", inverse, inverse).reshape(members, 9, 9)
-        blocks.append(0.5 * torch.stack([twice[:, :, places].sum(2) for places in _SECOND.values()], 2))
+        twice = torch.einsum("mai,mbj->mabij", to_fractional, to_fractional).reshape(members, 9, 9)
+        blocks.append(
+            0.5 * torch.stack([torch.stack([twice[:, :, p] for p in places]).sum(0) for places in _SECOND.values()], 2)
+        )
     rows = []
     width = sum(block.shape[2] for block in blocks)
     start = 0
@@ -220,15 +227,15 @@ class EwaldGeometry:
         self.source_level, self.field_level = source_levels - 1, field_levels - 1
         # Phases and weights in float64: a large cell has phases of many turns, which float32 would blur.
         reduced = basis @ cell.double()
-        inverse = torch.linalg.inv(reduced)
-        fractional = positions.double() @ inverse
+        to_fractional = inverse(reduced)
+        fractional = positions.double() @ to_fractional
         fractional = fractional - torch.round(fractional.detach())
         weights = reciprocal_weights(shared(reduced, ranks), smearing, ranges, cutoff, truncation, transform)
         self.weights = weights.to(dtype)
         self.fractional = fractional
         self.tables = WaveTables(fractional, ranges, dtype)
-        self.octants = torch.tensor(_octant_matrix(), dtype=dtype, device=positions.device)
-        self._map = _multipole_map(inverse.to(dtype), max(source_levels, field_levels) - 1)
+        self.octants = constant(_OCTANT_MATRIX, positions)
+        self._map = _multipole_map(to_fractional.to(dtype), max(source_levels, field_levels) - 1)
 
     def structure(self, charges: Tensor, dipoles: Tensor | None, quadrupoles: Tensor | None) -> Tensor:
         """Re S and Im S in the four octants, shape (members, 8, k), of padded multipoles (members, slots, …)."""
@@ -239,7 +246,7 @@ class EwaldGeometry:
         if level > 1:
             given.append(charges.new_zeros(*charges.shape, 9) if quadrupoles is None else quadrupoles.flatten(2))
         joined = torch.cat(given, -1)
-        c = joined @ self._map[:, : joined.shape[2], : len(multi_indices(level))]
+        c = joined @ self._map[:, : joined.shape[2], : count_of(level)]
         product = structure_factors(self.fractional, c, self.tables, level)
         n1, n2, n3 = (n + 1 for n in self.tables.ranges)
         product = product.reshape(-1, 2, n3, 2, n2, 2, n1).permute(0, 1, 3, 5, 2, 4, 6)
@@ -247,7 +254,10 @@ class EwaldGeometry:
 
     def energy(self, structure: Tensor) -> Tensor:
         """Energy of each member (eV), float64, self-interaction included, shape (members,)."""
-        return _Quadratic.apply(structure, torch.cat((self.weights, self.weights), 1))
+        weights = torch.cat((self.weights, self.weights), 1)
+        if is_traced(structure):
+            return (structure * weights * structure).sum((1, 2), dtype=torch.float64)
+        return _Quadratic.apply(structure, weights)
 
     def potential(self, structure: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Potential (members, slots), its gradient and second derivatives, self-interaction included."""

@@ -24,6 +24,8 @@ import math
 import torch
 from torch import Tensor
 
+from farfield.electrostatics.graphs import is_traced, operator
+
 #: Digits of the last place that the upward recurrence may lose where it takes over from the series.
 _LOSS = 8.0
 
@@ -142,6 +144,27 @@ class _Kernels(torch.autograd.Function):
         return -0.5 * sum(products[1:], start=products[0]), None, None, None
 
 
+def _kernels_save(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    squared_distance, exponent, ctx.low, ctx.high = inputs
+    ctx.save_for_backward(squared_distance, exponent)
+
+
+def _kernels_backward(ctx, gradient):  # type: ignore[no-untyped-def]
+    rows = _kernels_operator(*ctx.saved_tensors, ctx.low + 1, ctx.high + 1)
+    return -0.5 * (gradient * rows).sum(0), None, None, None
+
+
+_kernels_operator = operator(
+    "gaussian_kernels(Tensor squared_distance, Tensor exponent, int low, int high) -> Tensor",
+    lambda squared_distance, exponent, low, high: torch.stack(_tabulate(squared_distance, exponent, high)[low:]),
+    shapes=lambda squared_distance, exponent, low, high: squared_distance.new_empty(
+        (high - low + 1, *squared_distance.shape)
+    ),
+    save=_kernels_save,
+    backward=_kernels_backward,
+)
+
+
 def gaussian_kernels(squared_distance: Tensor, exponent: Tensor, highest: int) -> tuple[Tensor, ...]:
     """B_0 … B_highest at squared distances, differentiable to any order in the squared distance.
 
@@ -159,6 +182,8 @@ def gaussian_kernels(squared_distance: Tensor, exponent: Tensor, highest: int) -
     tuple of Tensor
         B_n (Å^{−2n−1}), each of the shape of ``squared_distance``.
     """
+    if is_traced(squared_distance):
+        return _kernels_operator(squared_distance, exponent, 0, highest).unbind(0)
     reserve = _ORDERS_IN_RESERVE if squared_distance.requires_grad and torch.is_grad_enabled() else 0
     table = _Table(squared_distance, exponent, highest + reserve)
     return _Kernels.apply(squared_distance, table, 0, highest)

@@ -1,8 +1,21 @@
-"""Reduced lattice vectors: the same lattice from short ones, so that a skewed cell costs no more than a cubic one."""
+"""Cells: inverse and volume, and reduced lattice vectors, with which a skewed cell costs no more than a cubic one."""
 
 from __future__ import annotations
 
 import numpy as np
+import torch
+from torch import Tensor
+
+
+def inverse(matrices: Tensor) -> Tensor:
+    """Inverse of matrices (…, n, n), without the check that would wait for the device: plans have checked the cells."""
+    return torch.linalg.inv_ex(matrices).inverse
+
+
+def volume_of(cells: Tensor) -> Tensor:
+    """Volumes (…,) of cells (…, 3, 3)."""
+    a, b, c = cells.unbind(-2)
+    return (a * torch.linalg.cross(b, c)).sum(-1).abs()
 
 
 def reduced_bases(cells: np.ndarray, periodic: int = 3) -> np.ndarray:

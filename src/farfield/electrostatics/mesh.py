@@ -24,6 +24,8 @@ from torch import Tensor
 
 from farfield.electrostatics.boundary import Truncation, kernel_factor
 from farfield.electrostatics.distributed import sum_over_ranks, to_each_rank
+from farfield.electrostatics.graphs import constant, is_traced, operator
+from farfield.electrostatics.lattice import inverse, volume_of
 from farfield.electrostatics.spreading import Stencil, gather, spread
 from farfield.units import COULOMB_CONSTANT
 
@@ -44,17 +46,22 @@ def good_size(least: float, *, even: bool = False) -> int:
         size += 1
 
 
-@functools.lru_cache(maxsize=256)
-def _spline_factor(size: int, order: int, half: bool) -> Tensor:
+def _spline_factor(size: int, order: int, half: bool, device: torch.device) -> Tensor:
     """W²/(Σ W²)² of each index along an axis, float64; h = 0 … N/2 if ``half``, else in the order of the FFT."""
     h = (
-        torch.arange(size // 2 + 1, dtype=torch.float64)
+        torch.arange(size // 2 + 1, dtype=torch.float64, device=device)
         if half
-        else torch.fft.fftfreq(size, dtype=torch.float64) * size
+        else torch.fft.fftfreq(size, dtype=torch.float64, device=device) * size
     )
-    images = torch.arange(-_IMAGES, _IMAGES + 1, dtype=torch.float64)
+    images = torch.arange(-_IMAGES, _IMAGES + 1, dtype=torch.float64, device=device)
     squares = torch.sinc(h[:, None] / size + images) ** (2 * order)
     return squares[:, _IMAGES] / squares.sum(1) ** 2
+
+
+@functools.lru_cache(maxsize=256)
+def _kept_spline_factor(size: int, order: int, half: bool, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # made in inference mode, autograd could not keep it
+        return _spline_factor(size, order, half, device)
 
 
 def _indices(shape: tuple[int, int, int], like: Tensor) -> list[Tensor]:
@@ -92,11 +99,11 @@ def influence(
     # At the Nyquist index N/2 the signs of h are one: cross terms of k² there would break the symmetry k → −k.
     crossed = [torch.where(2 * part.abs() == n, 0.0, part) for part, n in zip(h, shape, strict=True)]
     if truncation is None:
-        reciprocal = torch.linalg.inv(cell).mT * (2.0 * math.pi)
+        reciprocal = inverse(cell).mT * (2.0 * math.pi)
         metric = reciprocal @ reciprocal.mT
         squared = h[0] ** 2 * metric[0, 0] + h[1] ** 2 * metric[1, 1] + h[2] ** 2 * metric[2, 2]
-        # Elsewhere than on the CPU the comparison would wait for the device.
-        oblique = metric.requires_grad or metric.device.type != "cpu"
+        # Elsewhere than on the CPU the comparison would wait for the device, and a graph could not depend on it.
+        oblique = is_traced(metric) or metric.requires_grad or metric.device.type != "cpu"
         if oblique or bool((metric - metric.diagonal().diag()).abs().max() > 1e-14 * metric.max()):
             squared = squared + 2.0 * (
                 crossed[0] * crossed[1] * metric[0, 1]
@@ -111,9 +118,10 @@ def influence(
         along = torch.stack(torch.broadcast_tensors(*crossed), -1).reshape(-1, 3)[:, : truncation.periodic]
         squared, kernel = kernel_factor(grid, cell[None], truncation, crossed=along)
         squared, kernel = (value.reshape(shape[0], shape[1], shape[2] // 2 + 1) for value in (squared, kernel))
-    volume = torch.linalg.det(cell).abs()
+    volume = volume_of(cell)
+    spline_factor = _spline_factor if is_traced(cell) else _kept_spline_factor
     factors = [
-        _spline_factor(n, order, axis == 2).to(cell.device).view([-1 if a == axis else 1 for a in range(3)])
+        spline_factor(n, order, axis == 2, cell.device).view([-1 if a == axis else 1 for a in range(3)])
         for axis, n in enumerate(shape)
     ]
     if transform is not None:
@@ -122,12 +130,13 @@ def influence(
     return torch.exp(-0.5 * smearing**2 * squared) * kernel * (scale * factors[0] * factors[1] * factors[2])
 
 
-def _counts(shape: tuple[int, int, int], like: Tensor) -> Tensor:
-    """How many reciprocal vectors of the full spectrum each of the half spectrum stands for."""
-    counts = torch.full((shape[2] // 2 + 1,), 2.0, dtype=like.dtype, device=like.device)
-    counts[0] = 1.0
-    if shape[2] % 2 == 0:
-        counts[-1] = 1.0
+def _counts(mesh: Tensor) -> Tensor:
+    """How many reciprocal vectors of the full spectrum each of the half spectrum of a mesh stands for."""
+    counts = torch.full((mesh.shape[2] // 2 + 1,), 2.0, dtype=mesh.dtype, device=mesh.device)
+    # Filled, for a number assigned to an entry is copied from the host, which waits for the device.
+    counts[:1].fill_(1.0)
+    if mesh.shape[2] % 2 == 0:
+        counts[-1:].fill_(1.0)
     return counts
 
 
@@ -159,6 +168,16 @@ def _convolve(density: Tensor, kernel: Tensor) -> Tensor:
     return inverse_transform(transform(density).mul_(kernel), density.shape[2])
 
 
+def _correlate(first: Tensor, second: Tensor) -> Tensor:
+    left, right = transform(first), transform(second)
+    return (left.real * right.real + left.imag * right.imag) * _counts(first)
+
+
+def _energy(density: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
+    potential = _convolve(density, kernel)
+    return 0.5 * (density * potential).sum(dtype=torch.float64), potential
+
+
 class _Convolve(torch.autograd.Function):
     """Mesh of Σ_k Ĝ ρ̂ e^{ik·g}: linear and self-adjoint in ρ. ``known`` is that mesh where it has been made before."""
 
@@ -181,8 +200,7 @@ class _Correlate(torch.autograd.Function):
     @staticmethod
     def forward(ctx, first, second):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(first, second)
-        left, right = transform(first), transform(second)
-        return (left.real * right.real + left.imag * right.imag) * _counts(first.shape, first)
+        return _correlate(first, second)
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
@@ -197,10 +215,10 @@ class _QuadraticForm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, density, kernel):  # type: ignore[no-untyped-def]
-        potential = _convolve(density, kernel)
+        energy, potential = _energy(density, kernel)
         # Saved, not set on ctx: only then is it given back with the graph, however long the energy is kept.
         ctx.save_for_backward(density, kernel, potential)
-        return 0.5 * (density * potential).sum(dtype=torch.float64)
+        return energy
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
@@ -212,6 +230,69 @@ class _QuadraticForm(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             on_kernel = 0.5 * scale * _Correlate.apply(density, density)
         return on_density, on_kernel
+
+
+def _save_inputs(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    ctx.save_for_backward(*inputs)
+
+
+def _convolve_backward(ctx, gradient):  # type: ignore[no-untyped-def]
+    density, kernel = ctx.saved_tensors
+    on_density = _convolve_operator(gradient, kernel) if ctx.needs_input_grad[0] else None
+    on_kernel = _correlate_operator(gradient, density) if ctx.needs_input_grad[1] else None
+    return on_density, on_kernel
+
+
+def _correlate_backward(ctx, gradient):  # type: ignore[no-untyped-def]
+    first, second = ctx.saved_tensors
+    on_first = _convolve_operator(second, gradient) if ctx.needs_input_grad[0] else None
+    on_second = _convolve_operator(first, gradient) if ctx.needs_input_grad[1] else None
+    return on_first, on_second
+
+
+def _energy_save(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs, output[1])
+
+
+def _energy_backward(ctx, gradient, along_potential):  # type: ignore[no-untyped-def]
+    # The potential is a result of the operator, so that what is made of it here has derivatives, too.
+    density, kernel, potential = ctx.saved_tensors
+    on_density = on_kernel = None
+    if gradient is not None:
+        scale = gradient.to(density.dtype)
+        on_density = scale * potential
+        on_kernel = 0.5 * scale * _correlate_operator(density, density) if ctx.needs_input_grad[1] else None
+    if along_potential is not None:
+        more = _convolve_operator(along_potential, kernel)
+        on_density = more if on_density is None else on_density + more
+        if ctx.needs_input_grad[1]:
+            more = _correlate_operator(along_potential, density)
+            on_kernel = more if on_kernel is None else on_kernel + more
+    return on_density, on_kernel
+
+
+_convolve_operator = operator(
+    "mesh_convolve(Tensor density, Tensor kernel) -> Tensor",
+    _convolve,
+    shapes=lambda density, kernel: torch.empty_like(density),
+    save=_save_inputs,
+    backward=_convolve_backward,
+)
+_correlate_operator = operator(
+    "mesh_correlate(Tensor first, Tensor second) -> Tensor",
+    _correlate,
+    shapes=lambda first, second: first.new_empty((first.shape[0], first.shape[1], first.shape[2] // 2 + 1)),
+    save=_save_inputs,
+    backward=_correlate_backward,
+)
+_energy_operator = operator(
+    "mesh_energy(Tensor density, Tensor kernel) -> (Tensor, Tensor)",
+    _energy,
+    shapes=lambda density, kernel: (density.new_empty((), dtype=torch.float64), torch.empty_like(density)),
+    save=_energy_save,
+    backward=_energy_backward,
+)
 
 
 class MeshGeometry:
@@ -250,13 +331,13 @@ class MeshGeometry:
     ) -> None:
         self.dtype, self._ranks = positions.dtype, ranks
         self.source_degree, self.field_degree = source_degree, field_degree
-        inverse = torch.linalg.inv(basis @ cell)
-        points = torch.tensor(shape, dtype=torch.float64, device=positions.device)
+        to_fractional = inverse(basis @ cell)
+        points = constant(shape, positions, torch.float64)
         # Mesh coordinates in float64: float32 would blur where an atom stands between two points of a long axis.
-        fractional = positions.double() @ inverse
+        fractional = positions.double() @ to_fractional
         self._u = (fractional - torch.floor(fractional.detach())) * points
         # ∇_r = J ∇_u
-        self._jacobian = (inverse * points).to(self.dtype)
+        self._jacobian = (to_fractional * points).to(self.dtype)
         self._stencil = Stencil(self._u, shape, order)
         self._kernel = kernel
 
@@ -277,11 +358,17 @@ class MeshGeometry:
 
     def energy(self, density: Tensor) -> Tensor:
         """Energy (eV), float64, self-interaction included."""
+        if is_traced(density):
+            return _energy_operator(density, self._kernel)[0]
         return _QuadraticForm.apply(density, self._kernel)
 
     def potential(self, density: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Potential (atoms,), its gradient and second derivatives at the atoms, self-interaction included."""
-        mesh = to_each_rank(_Convolve.apply(density, self._kernel, None), self._ranks)
+        if is_traced(density):
+            mesh = _convolve_operator(density, self._kernel)
+        else:
+            mesh = _Convolve.apply(density, self._kernel, None)
+        mesh = to_each_rank(mesh, self._ranks)
         values = gather(self._u, mesh, self._stencil, self.field_degree)
         gradient = second = None
         if self.field_degree > 0:

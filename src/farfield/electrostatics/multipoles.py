@@ -32,3 +32,11 @@ class Multipoles:
     def replace(self, **changes: object) -> Multipoles:
         """Return a copy with some fields changed."""
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+    def detached(self) -> Multipoles:
+        """Return the same without a graph."""
+        return Multipoles(
+            self.charges.detach(),
+            None if self.dipoles is None else self.dipoles.detach(),
+            None if self.quadrupoles is None else self.quadrupoles.detach(),
+        )

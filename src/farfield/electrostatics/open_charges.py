@@ -22,6 +22,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from farfield.electrostatics.graphs import is_traced, operator
 from farfield.electrostatics.kernels import gaussian_kernels
 from farfield.units import COULOMB_CONSTANT
 
@@ -174,6 +175,56 @@ class _Derivatives(torch.autograd.Function):
         )
 
 
+def _charges_save(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs, output[1], output[2])
+
+
+def _charges_backward(ctx, weight, along_position, along_charge):  # type: ignore[no-untyped-def]
+    # The first derivatives are results of the operator, so that what is made of them here has derivatives, too.
+    positions, charges, exponent, by_position, by_charge = ctx.saved_tensors
+    on_position = on_charge = None
+    if weight is not None:
+        weight = weight.to(charges.dtype)
+        on_position, on_charge = weight[:, None, None] * by_position, weight[:, None] * by_charge
+    if along_position is not None or along_charge is not None:
+        along_position = torch.zeros_like(positions) if along_position is None else along_position
+        along_charge = torch.zeros_like(charges) if along_charge is None else along_charge
+        more = _second_operator(positions, charges, exponent, along_position, along_charge)
+        on_position = more[0] if on_position is None else on_position + more[0]
+        on_charge = more[1] if on_charge is None else on_charge + more[1]
+    return on_position, on_charge, None
+
+
+def _no_save(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    pass
+
+
+def _no_backward(ctx, *gradients):  # type: ignore[no-untyped-def]
+    raise RuntimeError("the energy of open charges has no third derivatives in a compiled graph: call it uncompiled")
+
+
+_charges_operator = operator(
+    "open_charges(Tensor positions, Tensor charges, Tensor exponent) -> (Tensor, Tensor, Tensor)",
+    _first,
+    shapes=lambda positions, charges, exponent: (
+        charges.new_empty((charges.shape[0],), dtype=torch.float64),
+        torch.empty_like(positions),
+        torch.empty_like(charges),
+    ),
+    save=_charges_save,
+    backward=_charges_backward,
+)
+_second_operator = operator(
+    "open_charges_second(Tensor positions, Tensor charges, Tensor exponent, Tensor along_position, "
+    "Tensor along_charge) -> (Tensor, Tensor)",
+    _second,
+    shapes=lambda positions, charges, *rest: (torch.empty_like(positions), torch.empty_like(charges)),
+    save=_no_save,
+    backward=_no_backward,
+)
+
+
 def open_charge_energy(positions: Tensor, charges: Tensor, smearing: Tensor) -> Tensor:
     """Energy of each open system of Gaussian charges, without self-interaction.
 
@@ -192,4 +243,6 @@ def open_charge_energy(positions: Tensor, charges: Tensor, smearing: Tensor) -> 
         Energies (eV), float64, shape (members,), differentiable to any order in positions and charges.
     """
     exponent = (0.5**0.5 / smearing).to(positions.dtype)
+    if is_traced(positions):
+        return _charges_operator(positions, charges, exponent)[0]
     return _Energy.apply(positions, charges, exponent)

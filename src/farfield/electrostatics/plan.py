@@ -23,6 +23,7 @@ from farfield.electrostatics.boundary import Truncation, make_truncation, spread
 from farfield.electrostatics.cost import MeshSize, ewald_cost, mesh_size, open_cost
 from farfield.electrostatics.cutoff import reduced_cutoff, self_factors
 from farfield.electrostatics.distributed import ranks_of
+from farfield.electrostatics.graphs import is_traced
 from farfield.electrostatics.lattice import reduced_bases
 from farfield.electrostatics.padding import Census, Padding, make_padding, take_census
 
@@ -49,6 +50,33 @@ def _to(value: _T, device: torch.device | str) -> _T:
         fields = {field.name: _to(getattr(value, field.name), device) for field in dataclasses.fields(value)}
         result = dataclasses.replace(value, **fields)
     return result
+
+
+class Seen:
+    """A tensor as it was when it was seen, to know it again without looking at its values, which waits for the device.
+
+    It is known by its memory, which is kept from being used again, and by how often it has been changed in place.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        # The same memory and count of changes, without the graph.
+        self._tensor = tensor.detach()
+        # What is made in inference mode counts no changes.
+        self._version = None if tensor.is_inference() else tensor._version
+
+    def is_still(self, tensor: Tensor) -> bool:
+        """Whether a tensor is surely the one that was seen, unchanged."""
+        mine = self._tensor
+        return (
+            self._version is not None
+            and not tensor.is_inference()
+            and tensor.device == mine.device
+            and tensor.data_ptr() == mine.data_ptr()
+            and tensor.dtype == mine.dtype
+            and tensor.shape == mine.shape
+            and tensor.stride() == mine.stride()
+            and tensor._version == mine._version == self._version
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +169,8 @@ class CoulombPlan:
         same.
     gap
         Room to the images along open directions (Å); None where a truncated kernel keeps them out.
+    cell
+        The cells it was made for.
     n_ranks
         Number of ranks that hold the atoms of the systems; 1 without a process group.
     """
@@ -151,7 +181,12 @@ class CoulombPlan:
     groups: tuple[OpenGroup | EwaldGroup | MeshGroup, ...]
     order: Int[Tensor, " atoms"] | None
     gap: float | None = None
+    cell: Seen | None = None
     n_ranks: int = 1
+
+    def is_of(self, cell: Tensor) -> bool:
+        """Whether cells are surely those that the plan was made for; no device is waited for."""
+        return self.cell is not None and not is_traced(cell) and self.cell.is_still(cell)
 
     def has_room(self, batch: AtomicBatch, ranks: dist.ProcessGroup | None = None) -> bool:
         """Whether slabs, wires and clusters of a batch still fit the padding that was made for them."""
@@ -284,6 +319,7 @@ def make_plan(
         groups=tuple(groups),
         order=None if ordered else torch.argsort(laid_out),
         gap=gap,
+        cell=Seen(batch.cell),
         n_ranks=ranks_of(ranks),
     )
 

@@ -27,6 +27,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from farfield.electrostatics.graphs import constant, is_traced, operator
+
 #: Numbers in a block of planes: a MiB of float64, which stays in a core's second-level cache; more on an accelerator,
 #: where the launch of each block costs more than memory does.
 _BLOCK = {"cpu": 1 << 17}
@@ -39,7 +41,7 @@ def _buffer(like: Tensor, blocks: list[_Block], plane: int) -> Tensor:
     """Memory for one block of planes, kept from call to call on the CPU, where new pages cost more than the planes."""
     # The first block is the largest.
     size = (blocks[0].atoms.stop - blocks[0].atoms.start) * plane if blocks else 0
-    if like.device.type != "cpu" or torch.compiler.is_compiling():
+    if like.device.type != "cpu":
         return like.new_empty(size)
     kept: dict[str, Tensor] = _scratch.__dict__
     key = str(like.dtype)
@@ -47,6 +49,11 @@ def _buffer(like: Tensor, blocks: list[_Block], plane: int) -> Tensor:
         with torch.inference_mode(False):  # made in inference mode, it could be written to in no other
             kept[key] = torch.empty(size, dtype=like.dtype)
     return kept[key]
+
+
+def count_of(level: int) -> int:
+    """Return the number of multi-indices with |p| ≤ level."""
+    return (level + 1) * (level + 2) * (level + 3) // 6
 
 
 @functools.cache
@@ -96,12 +103,15 @@ class WaveTables:
 
     def __init__(self, fractional: Tensor, ranges: tuple[int, int, int], dtype: torch.dtype) -> None:
         self.members, self.slots = fractional.shape[:2]
-        self.ranges = ranges
-        coordinates = fractional.detach().reshape(-1, 3)
-        self._axes = [_Axis(coordinates[:, axis, None], n, dtype) for axis, n in enumerate(ranges)]
+        self.ranges, self._dtype = ranges, dtype
+        self._coordinates = fractional.detach().reshape(-1, 3)
+        self._axes: list[_Axis] = []
 
     def up_to(self, level: int) -> tuple[Tensor, ...]:
         """X, Y, Z of the derivatives 0 … level, each of shape (members · slots, level + 1, 2(n + 1))."""
+        if not self._axes:
+            columns = self._coordinates[:, :, None].unbind(1)
+            self._axes = [_Axis(column, n, self._dtype) for column, n in zip(columns, self.ranges, strict=True)]
         return tuple(axis.up_to(level) for axis in self._axes)
 
 
@@ -199,7 +209,10 @@ def _moments(g: Tensor, tables: WaveTables, level: int) -> Tensor:
 
 def _along(c: Tensor, d: Tensor, level: int) -> Tensor:
     """Σ_p c^p d^{p+e_α}, |p| ≤ level, shape (members, slots, 3)."""
-    raised = d @ _selection(_raised_places(level), d.shape[2], d.dtype, d.device).mT
+    if is_traced(d):
+        raised = d.index_select(2, constant(_raised_places(level), d, torch.int64))
+    else:
+        raised = d @ _selection(_raised_places(level), d.shape[2], d.dtype, d.device).mT
     return (raised.unflatten(-1, (3, -1)) * c[:, :, None]).sum(-1)
 
 
@@ -242,6 +255,63 @@ class _Moments(torch.autograd.Function):
         return by_grid, by_position, None, None, None
 
 
+def _structure_factors_afresh(fractional: Tensor, c: Tensor, ranges: list[int], level: int) -> Tensor:
+    return _structure_factors(c, WaveTables(fractional, (ranges[0], ranges[1], ranges[2]), c.dtype), level)
+
+
+def _moments_afresh(g: Tensor, fractional: Tensor, ranges: list[int], level: int) -> Tensor:
+    return _moments(g, WaveTables(fractional, (ranges[0], ranges[1], ranges[2]), g.dtype), level)
+
+
+def _structure_factors_save(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    fractional, c, ctx.ranges, ctx.level = inputs
+    ctx.save_for_backward(fractional, c)
+
+
+def _structure_factors_backward(ctx, g):  # type: ignore[no-untyped-def]
+    fractional, c = ctx.saved_tensors
+    moving = ctx.needs_input_grad[0]
+    d = _moments_operator(g, fractional, ctx.ranges, ctx.level + int(moving))
+    by_position = _along(c, d, ctx.level).to(fractional.dtype) if moving else None
+    return by_position, d[:, :, : c.shape[2]], None, None
+
+
+def _moments_save(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    g, fractional, ctx.ranges, ctx.level = inputs
+    ctx.save_for_backward(g, fractional)
+
+
+def _moments_backward(ctx, c):  # type: ignore[no-untyped-def]
+    g, fractional = ctx.saved_tensors
+    by_grid = by_position = None
+    if ctx.needs_input_grad[0]:
+        by_grid = _structure_factors_operator(fractional, c, ctx.ranges, ctx.level)
+    if ctx.needs_input_grad[1]:
+        d = _moments_operator(g, fractional, ctx.ranges, ctx.level + 1)
+        by_position = _along(c, d, ctx.level).to(fractional.dtype)
+    return by_grid, by_position, None, None
+
+
+_structure_factors_operator = operator(
+    "structure_factors(Tensor fractional, Tensor c, int[] ranges, int level) -> Tensor",
+    _structure_factors_afresh,
+    shapes=lambda fractional, c, ranges, level: c.new_empty(
+        (c.shape[0], 2 * (ranges[2] + 1), 4 * (ranges[1] + 1) * (ranges[0] + 1))
+    ),
+    save=_structure_factors_save,
+    backward=_structure_factors_backward,
+)
+_moments_operator = operator(
+    "moments(Tensor g, Tensor fractional, int[] ranges, int level) -> Tensor",
+    _moments_afresh,
+    shapes=lambda g, fractional, ranges, level: g.new_empty(
+        (fractional.shape[0], fractional.shape[1], count_of(level))
+    ),
+    save=_moments_save,
+    backward=_moments_backward,
+)
+
+
 def structure_factors(fractional: Tensor, c: Tensor, tables: WaveTables, level: int) -> Tensor:
     """T of coefficients c.
 
@@ -261,6 +331,8 @@ def structure_factors(fractional: Tensor, c: Tensor, tables: WaveTables, level: 
     Tensor
         Shape (members, 2(n₃ + 1), 2(n₂ + 1) · 2(n₁ + 1)), along each axis cosines first; differentiable to any order.
     """
+    if is_traced(c):
+        return _structure_factors_operator(fractional, c, tables.ranges, level)
     return _StructureFactors.apply(fractional, c, tables, level)
 
 
@@ -279,6 +351,8 @@ def moments(g: Tensor, fractional: Tensor, tables: WaveTables, level: int) -> Te
     Tensor
         Shape (members, slots, coefficients), differentiable to any order.
     """
+    if is_traced(g):
+        return _moments_operator(g, fractional, tables.ranges, level)
     # One level more than asked for costs less now than all of them again in the backward pass.
     reserve = torch.is_grad_enabled() and fractional.requires_grad
     return _Moments.apply(g, fractional, tables, level, int(reserve))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, Self
@@ -16,7 +17,7 @@ from torch import Tensor
 from farfield.atoms.batch import AtomicBatch
 from farfield.electrostatics.checks import check_batch_shapes, check_batch_values, check_positions
 from farfield.electrostatics.distributed import check_process_group, check_same, everywhere, ranks_of, together
-from farfield.electrostatics.plan import CoulombPlan, make_plan
+from farfield.electrostatics.plan import CoulombPlan, Seen, make_plan
 
 _METHODS = ("auto", "open", "ewald", "mesh")
 
@@ -27,6 +28,7 @@ class _KeptPlan:
 
     plan: CoulombPlan
     settings: tuple[Any, ...]
+    seen: tuple[Seen, Seen, Seen]
     cell: Tensor
     pbc: Tensor
     system: Tensor
@@ -36,9 +38,20 @@ class _KeptPlan:
         """Whether a batch would get the same plan if it has room: the same systems in the same cells."""
         given = (batch.cell, batch.pbc, batch.system)
         return batch.positions.dtype == self.dtype and all(
-            mine.device == theirs.device and torch.equal(mine, theirs)
-            for mine, theirs in zip((self.cell, self.pbc, self.system), given, strict=True)
+            seen.is_still(theirs) or (mine.device == theirs.device and torch.equal(mine, theirs))
+            for seen, mine, theirs in zip(self.seen, (self.cell, self.pbc, self.system), given, strict=True)
         )
+
+    def seen_with(self, batch: AtomicBatch) -> _KeptPlan:
+        """Return the same for tensors of the batch, which have been found equal, so that they are known again."""
+        if self.plan.is_of(batch.cell):
+            return self
+        plan = dataclasses.replace(self.plan, cell=Seen(batch.cell))
+        return dataclasses.replace(self, plan=plan, seen=_seen(batch))
+
+
+def _seen(batch: AtomicBatch) -> tuple[Seen, Seen, Seen]:
+    return Seen(batch.cell), Seen(batch.pbc), Seen(batch.system)
 
 
 class Solver:
@@ -189,7 +202,7 @@ class Solver:
 
     def _checked_plan(self, batch: AtomicBatch, plan: CoulombPlan | None) -> CoulombPlan:
         if plan is None:
-            return self._plan_of(batch)
+            return self.plan_of(batch)
         with together(self.process_group):
             self._check_plan(batch, plan)
         return plan
@@ -211,7 +224,7 @@ class Solver:
                 "call prepare(batch) again"
             )
 
-    def _plan_of(self, batch: AtomicBatch) -> CoulombPlan:
+    def plan_of(self, batch: AtomicBatch) -> CoulombPlan:
         """Return the plan of the last batch where it fits this one, else a new one."""
         kept, ranks = self._kept, self.process_group
         settings = self._plan_settings()
@@ -221,11 +234,14 @@ class Solver:
         if everywhere(fits, ranks) and kept is not None and kept.plan.has_room(batch, ranks):
             with together(ranks):
                 check_positions(batch)
-            return kept.plan
+            self._kept = kept.seen_with(batch)
+            return self._kept.plan
         plan = self.prepare(batch)
         if not torch.is_inference_mode_enabled():  # what is made there cannot take part in a graph later
             cell = batch.cell.detach().clone()
-            self._kept = _KeptPlan(plan, settings, cell, batch.pbc.clone(), batch.system.clone(), batch.positions.dtype)
+            self._kept = _KeptPlan(
+                plan, settings, _seen(batch), cell, batch.pbc.clone(), batch.system.clone(), batch.positions.dtype
+            )
         return plan
 
     def _plan_settings(self) -> tuple[Any, ...]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _ALWAYS = ["energy", "free_energy", "forces", "stress"]
 _ELECTRIC = ["charges", "dipole", "polarization", "born_effective_charges"]
+_ANSWERS = ["polarizability", "induced_charges", "induced_dipoles"]
 
 
 class Calculator(AseCalculator):
@@ -32,8 +33,9 @@ class Calculator(AseCalculator):
     Energy, forces, charges and dipole are computed at every step; the stress once it has been asked for; polarization
     and Born charges only when asked for. Units are ASE's: eV, Å, e; stress tensile positive, as Voigt vector. The
     ``polarization`` is the cell dipole Σ q̃r + Σu (e·Å), whose changes along unwrapped positions mean something; Born
-    charges have the polarization index first, the displacement second. With several models the results are means, and
-    ``results`` also holds ``energy_std``, ``forces_std`` and, where computed, ``stress_std``.
+    charges have the polarization index first, the displacement second. Models with response also give
+    ``polarizability`` (Å³, 3×3), ``induced_charges`` and ``induced_dipoles`` when asked. With several models the
+    results are means, and ``results`` also holds ``energy_std``, ``forces_std`` and, where computed, ``stress_std``.
 
     Parameters
     ----------
@@ -48,6 +50,11 @@ class Calculator(AseCalculator):
         ε of periodic systems for charges, dipoles and Born charges, instead of the model card's.
     harmonics, fit, mean, sum_rule
         How Born charges of periodic systems are made, as in `farfield.observables.born_charges`.
+    external_field
+        Uniform field (V/Å), three numbers; may be set anew at any time. It acts on energy and forces as `Model.compute`
+        says; there is no stress in a field.
+    allow_unstable
+        As in `Model.compute`.
     device, dtype
         Where and in which precision to compute, if not as the model is.
 
@@ -80,6 +87,8 @@ class Calculator(AseCalculator):
         fit: Literal["flat", "radius"] = "radius",
         mean: Literal["detached", "attached"] = "detached",
         sum_rule: bool = False,
+        external_field: Sequence[float] | None = None,
+        allow_unstable: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -97,19 +106,25 @@ class Calculator(AseCalculator):
             "fit": fit,
             "mean": mean,
             "sum_rule": sum_rule,
+            "allow_unstable": allow_unstable,
         }
+        self.external_field = external_field
+        self._computed_in: Sequence[float] | None = external_field
         self.neighbors = SkinNeighbors(max(one.potential.cutoff for one in self.models), skin)
         electric = _ELECTRIC if self.models[0].is_long_range else []
-        self.implemented_properties = [*_ALWAYS, *electric]
+        answers = _ANSWERS if all(one.is_polarizable for one in self.models) else []
+        self.implemented_properties = [*_ALWAYS, *electric, *answers]
         self.screening: str | None = None
         self._wants_stress = False
         self._told_latent = False
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
-        """Tell what changed since the last calculation; ASE itself does not look at ``info["total_charge"]``."""
+        """Tell what changed since the last calculation; ASE does not look at ``info["total_charge"]`` and the field."""
         changes = list(super().check_state(atoms, tol=tol))
         if self.atoms is not None and self._charge(atoms) != self._charge(self.atoms):
             changes.append("total_charge")
+        if not np.array_equal(_as_field(self.external_field), _as_field(self._computed_in)):
+            changes.append("external_field")
         return changes
 
     def calculate(
@@ -125,7 +140,7 @@ class Calculator(AseCalculator):
         ValueError
             If the structure is unsound, holds elements the model does not know, or lacks a total charge it needs.
         PropertyNotImplementedError
-            If a stress is asked for without three periodic axes.
+            If a stress is asked for without three periodic axes, or in a field.
 
         Warns
         -----
@@ -140,10 +155,11 @@ class Calculator(AseCalculator):
             batch = model.as_batch(self.atoms, self._charge(self.atoms))
             # The lists differ only where the models' cutoffs do; the search is shared.
             batch = self.neighbors.within(batch, model.potential.cutoff)
-            outputs.append(model.compute(batch, wanted, **self.options))
+            outputs.append(model.compute(batch, wanted, external_field=self.external_field, **self.options))
         found = combine(outputs) if len(outputs) > 1 else outputs[0]
+        self._computed_in = None if self.external_field is None else list(self.external_field)
         self.screening = found["screening"][0] if "screening" in found else None
-        if self.screening == "latent" and set(properties) & set(_ELECTRIC):
+        if self.screening == "latent" and set(properties) & {*_ELECTRIC, *_ANSWERS}:
             self._tell_latent()
         # Unless the structure changed, what was computed before still holds.
         self.results = {**({} if system_changes else self.results), **_ase_results(found)}
@@ -155,12 +171,16 @@ class Calculator(AseCalculator):
                 raise PropertyNotImplementedError(
                     f"stress needs a volume: pbc is {atoms.pbc.tolist()}, but must be periodic along all three axes"
                 )
+            if _as_field(self.external_field).any():
+                raise PropertyNotImplementedError(
+                    "stress is not defined in an external field: set calc.external_field = None"
+                )
             self._wants_stress = True
         # Who asked once will ask at every step; a second pass for it would double the cost.
-        if self._wants_stress and all(atoms.pbc):
+        if self._wants_stress and all(atoms.pbc) and not _as_field(self.external_field).any():
             wanted.append("stress")
         if self.models[0].is_long_range:
-            wanted += ["charges", "dipole", *(name for name in _ELECTRIC[2:] if name in properties)]
+            wanted += ["charges", "dipole", *(name for name in [*_ELECTRIC[2:], *_ANSWERS] if name in properties)]
         return wanted
 
     def _charge(self, atoms: Atoms) -> float | None:
@@ -175,6 +195,10 @@ class Calculator(AseCalculator):
                 stacklevel=4,
             )
             self._told_latent = True
+
+
+def _as_field(field: Sequence[float] | None) -> np.ndarray:
+    return np.zeros(3) if field is None else np.array(field, dtype=np.float64)
 
 
 def _models(given: Model | Ensemble | str | Path | Sequence[Model | str | Path]) -> list[Model]:
@@ -192,10 +216,10 @@ def _ase_results(found: dict[str, Any]) -> dict[str, Any]:
     results["free_energy"] = results["energy"]
     if "stress" in found:
         results["stress"] = full_3x3_to_voigt_6_stress(found["stress"][0]).astype(np.float64)
-    for name in ("dipole", "polarization"):
+    for name in ("dipole", "polarization", "polarizability"):
         if name in found:
             results[name] = found[name][0].astype(np.float64)
-    for name in ("charges", "born_effective_charges"):
+    for name in ("charges", "born_effective_charges", "induced_charges", "induced_dipoles"):
         if name in found:
             results[name] = found[name].astype(np.float64)
     if "energy_std" in found:

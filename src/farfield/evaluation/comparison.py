@@ -45,6 +45,7 @@ QUANTITIES: dict[str, Quantity] = {
     "quadrupole": Quantity("quadrupole", "Quadrupole", "e·Å²"),
     "charges": Quantity("charges", "Charges", "e", per_atom=True),
     "born_charges": Quantity("born_charges", "Born charges", "e", per_atom=True),
+    "polarizability": Quantity("polarizability", "Polarizability", "Å³"),
 }
 
 

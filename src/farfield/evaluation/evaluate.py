@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 #: Quantities that need latent charges.
-_ELECTRIC = ("dipole", "quadrupole", "charges", "born_charges")
+_ELECTRIC = ("dipole", "quadrupole", "charges", "born_charges", "polarizability")
 
 
 @runtime_checkable
@@ -102,10 +102,10 @@ def evaluate(
 ) -> Evaluation:
     """Compare a model with every label that the data have.
 
-    Units of the metrics are those of `QUANTITIES`. Metrics pool Cartesian components (all nine of a stress or a Born
-    charge). Quadrupoles are compared by their six upper components, traceless without the factor 3/2, about the
-    geometric centre. Dipoles and quadrupoles are compared for open systems only: in a periodic cell they are known up
-    to a quantum.
+    Units of the metrics are those of `QUANTITIES`. Metrics pool Cartesian components (all nine of a stress, a Born
+    charge or a polarizability, which is in Å³). Quadrupoles are compared by their six upper components, traceless
+    without the factor 3/2, about the geometric centre. Dipoles and quadrupoles are compared for open systems only: in a
+    periodic cell they are known up to a quantum.
 
     Parameters
     ----------
@@ -199,7 +199,8 @@ def evaluate(
 def _usable(model: Computes, data: Dataset, keys: list[str], notes: list[str]) -> list[set[str]]:
     """For each system, the keys that it can be compared by; what is left out goes to the notes."""
     charged = _has_charges(model)
-    periodic, open_stress, silent = 0, 0, set()
+    stiff = not bool(getattr(model, "is_polarizable", True))
+    periodic, open_stress, silent, unanswered = 0, 0, set(), 0
     wanted = []
     for sample in data:
         here = set()
@@ -208,6 +209,8 @@ def _usable(model: Computes, data: Dataset, keys: list[str], notes: list[str]) -
                 continue
             if key in _ELECTRIC and not charged:
                 silent.add(key)
+            elif key == "polarizability" and stiff:
+                unanswered += 1
             elif key in ("dipole", "quadrupole") and bool(sample.batch.pbc.any()):
                 periodic += 1
             elif key == "stress" and not bool(sample.batch.pbc.all()):
@@ -217,6 +220,8 @@ def _usable(model: Computes, data: Dataset, keys: list[str], notes: list[str]) -
         wanted.append(here)
     if silent:
         notes.append(f"the model has no charges, so the labels {sorted(silent)} are left out")
+    if unanswered:
+        notes.append(f"the model has no response, so {unanswered} polarizability labels are left out")
     if periodic:
         notes.append(
             f"{periodic} dipole or quadrupole labels of periodic systems are left out: they are known up to a quantum"

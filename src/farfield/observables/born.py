@@ -21,7 +21,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from farfield.atoms.batch import AtomicBatch
-from farfield.observables.frames import completed_cells, perpendicular_heights
+from farfield.atoms.frames import completed_cells, perpendicular_heights
+from farfield.electrostatics.multipoles import Multipoles
 from farfield.observables.harmonics import fitted_coefficients, flat_coefficients
 from farfield.observables.moments import MultipoleModel, Scale, balanced_charges, physical, with_neighbors
 
@@ -132,6 +133,39 @@ def forces_in_field(
     return _contracted(model, batch, directions, harmonics, fit, mean, scale, create_graph)[0]
 
 
+def forces_on_periodic_charges(
+    model: MultipoleModel,
+    batch: AtomicBatch,
+    *,
+    harmonics: int = DEFAULT_HARMONICS,
+    fit: Literal["flat", "radius"] = "radius",
+    mean: Literal["detached", "attached"] = "detached",
+    scale: Scale = 1.0,
+) -> Float[Tensor, "atoms 3"]:
+    """Give the forces of ``batch.external_field`` that are derivatives of no energy (eV/Å), shape (atoms, 3).
+
+    Those on charges along periodic directions, F·Z* with Z* of the charges alone. Those on dipoles, on charges along
+    open directions and on all that is induced are derivatives of the energy in the field.
+
+    Parameters
+    ----------
+    model, batch, harmonics, fit, mean, scale
+        As in `born_charges`; the batch has a field.
+
+    Raises
+    ------
+    ValueError
+        If the batch has no field.
+    """
+    if batch.external_field is None:
+        raise ValueError("`batch.external_field` is None: set it (V/Å), or leave these forces out")
+    normals = completed_cells(batch) * (~batch.pbc)[:, :, None]
+    field = batch.external_field.detach().double()
+    field = field - torch.einsum("sca,sa,scb->sb", normals, field, normals)
+    directions = field.to(batch.positions)[None]
+    return _contracted(model, batch, directions, harmonics, fit, mean, scale, False, charges_only=True)[0]
+
+
 def impose_sum_rule(batch: AtomicBatch, born: Float[Tensor, "atoms 3 3"]) -> Float[Tensor, "atoms 3 3"]:
     """Shift Born charges evenly over each system's atoms so that Σ_i Z*_i = Q_tot·1 (0 where Q_tot is not known)."""
     excess = batch.sum_over_atoms(born)
@@ -186,6 +220,7 @@ def _contracted(
     mean: str,
     scale: Scale,
     create_graph: bool,
+    charges_only: bool = False,
 ) -> Float[Tensor, "directions atoms 3"]:
     """Σ_a D_a Z*_{i,ab} for some directions D of polarization of each system."""
     if fit not in ("flat", "radius"):
@@ -208,6 +243,8 @@ def _contracted(
     with torch.enable_grad():
         multipoles = physical(batch, model.multipoles(batch, detach_total=detached and not twice), scale)
         charges = balanced_charges(batch, multipoles.charges)
+        if charges_only:
+            multipoles = Multipoles(multipoles.charges)
         responding = multipoles.charges if detached else charges
         if twice:
             responding = physical(batch, model.multipoles(batch, detach_total=True), scale).charges

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from farfield.atoms.batch import AtomicBatch
 from farfield.atoms.neighbors import find_neighbors
 from farfield.electrostatics.multipoles import Multipoles
+from farfield.electrostatics.susceptibility import Response
 from farfield.potentials.features import Backbone, Features
-from farfield.potentials.long_range import LongRange
+from farfield.potentials.long_range import LongRange, LongRangeResult
 from farfield.potentials.repulsion import zbl_energy
 
 
@@ -24,6 +25,7 @@ class PotentialOutput:
     """Energies (eV), shape (systems,), float64, and what they were made of, all with their graph.
 
     ``energy`` is the sum of reference energies of the elements, ``short_range_energy`` and ``long_range_energy``.
+    ``far`` is all that the long range found: its permanent multipoles, response, induced multipoles.
     """
 
     energy: Float[Tensor, " systems"]
@@ -31,13 +33,15 @@ class PotentialOutput:
     long_range_energy: Float[Tensor, " systems"]
     multipoles: Multipoles | None
     features: Features
+    far: LongRangeResult | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
     """Energy (eV) and its derivatives: forces (eV/Å), shape (atoms, 3), and stress (eV/Å³), shape (systems, 3, 3).
 
-    The stress of a system without three periodic axes is NaN: it has no volume to divide by.
+    The stress of a system without three periodic axes is NaN: it has no volume to divide by. ``far`` is as in
+    `PotentialOutput`.
     """
 
     energy: Float[Tensor, " systems"]
@@ -46,6 +50,7 @@ class Prediction:
     short_range_energy: Float[Tensor, " systems"]
     long_range_energy: Float[Tensor, " systems"]
     multipoles: Multipoles | None
+    far: LongRangeResult | None = None
 
 
 class AugmentedPotential(nn.Module):
@@ -92,12 +97,16 @@ class AugmentedPotential(nn.Module):
     @property
     def cutoff(self) -> float:
         """Range of the neighbour list (Å)."""
-        return float(self.backbone.cutoff)  # type: ignore[arg-type]
+        return max(float(self.backbone.cutoff), self._bond_cutoff)  # type: ignore[arg-type]
 
     @property
     def receptive_radius(self) -> float:
         """Distance up to which an atom's features feel other atoms (Å)."""
-        return float(self.backbone.receptive_radius)  # type: ignore[arg-type]
+        return float(self.backbone.receptive_radius) + self._bond_cutoff  # type: ignore[arg-type]
+
+    @property
+    def _bond_cutoff(self) -> float:
+        return 0.0 if self.long_range is None else self.long_range.bond_cutoff
 
     @property
     def dtype(self) -> torch.dtype:
@@ -121,22 +130,25 @@ class AugmentedPotential(nn.Module):
         """Return the batch with the neighbours that the backbone needs."""
         return find_neighbors(batch, self.cutoff)
 
-    def forward(self, batch: AtomicBatch) -> PotentialOutput:
-        """Energies of a batch with neighbours, and the latent multipoles, differentiable in positions and cell."""
+    def forward(self, batch: AtomicBatch, scale: Float[Tensor, " systems"] | None = None) -> PotentialOutput:
+        """Energies of a batch with neighbours, and the latent multipoles, differentiable in positions and cell.
+
+        ``scale`` is physical over latent multipoles, which an external field needs (see `LongRange.forward`).
+        """
         features: Features = self.backbone(batch)
         short = features.energy.double()
         if self.zbl:
             short = short + zbl_energy(batch)
-        multipoles = None
+        far: LongRangeResult | None = None
         long = torch.zeros_like(short)
         if self.long_range is not None:
-            result = self.long_range(batch, features)
-            long = result.energy.double()
-            multipoles = result.multipoles
+            far = self.long_range(batch, features, scale)
+            long = far.energy.double()
         if self._references.device != batch.positions.device:
             self._references = self._references.to(batch.positions.device)
         reference = batch.sum_over_atoms(self._references[batch.numbers])
-        return PotentialOutput(reference + short + long, short, long, multipoles, features)
+        multipoles = None if far is None else far.multipoles
+        return PotentialOutput(reference + short + long, short, long, multipoles, features, far)
 
     def multipoles(self, batch: AtomicBatch, *, detach_total: bool = False) -> Multipoles:
         """Latent multipoles of a batch with neighbours, with their graph and without any Coulomb sum.
@@ -152,10 +164,47 @@ class AugmentedPotential(nn.Module):
             raise ValueError("this potential has no long-range part and so no multipoles: build it with a `LongRange`")
         return self.long_range.multipoles(batch, self.backbone(batch), detach_total=detach_total)
 
+    def moments(
+        self,
+        batch: AtomicBatch,
+        scale: Float[Tensor, " systems"] | None = None,
+        *,
+        detach_total: bool = False,
+    ) -> Multipoles:
+        """Latent multipoles that make the polarization, permanent and induced (see `LongRange.moments`).
+
+        Raises
+        ------
+        ValueError
+            If the potential has no long-range part.
+        """
+        if self.long_range is None:
+            return self.multipoles(batch)  # which says why there are none
+        return self.long_range.moments(batch, self.backbone(batch), scale, detach_total=detach_total)
+
+    def atomic_polarizabilities(self, batch: AtomicBatch) -> Float[Tensor, "atoms 3 3"]:
+        """Latent polarizability of each atom (see `LongRange.atomic_polarizabilities`); zero without response."""
+        if self.long_range is None:
+            return batch.positions.new_zeros(batch.n_atoms, 3, 3)
+        return self.long_range.atomic_polarizabilities(batch, self.backbone(batch))
+
+    def response(self, batch: AtomicBatch) -> Response | None:
+        """Latent softness and polarizability of a batch with neighbours, with their graph; None without response."""
+        return None if self.long_range is None else self.long_range.response(batch, self.backbone(batch))
+
     def predict(
-        self, batch: AtomicBatch, *, forces: bool = True, stress: bool = False, create_graph: bool = False
+        self,
+        batch: AtomicBatch,
+        *,
+        forces: bool = True,
+        stress: bool = False,
+        create_graph: bool = False,
+        scale: Float[Tensor, " systems"] | None = None,
     ) -> Prediction:
         """Energy, forces and stress.
+
+        All of them are derivatives of the energy. What a ``batch.external_field`` does to *charges* along periodic
+        directions is none, and not in them: `farfield.Model` adds those forces.
 
         Parameters
         ----------
@@ -163,7 +212,20 @@ class AugmentedPotential(nn.Module):
             Which derivatives to take.
         create_graph
             Keep the graph of the derivatives, to train on them.
+        scale
+            As in `forward`.
+
+        Raises
+        ------
+        ValueError
+            If a stress is asked for in an external field: the work of the field on a cell that is strained depends on
+            how it is kept, and on a polarization that is known only up to quanta.
         """
+        if stress and batch.external_field is not None and bool((batch.external_field != 0).any()):
+            raise ValueError(
+                "`stress` is not defined in an external field, where it depends on what is held fixed: leave out the "
+                "stress, or `batch.external_field`"
+            )
         wanted = forces or stress
         with torch.set_grad_enabled(wanted or torch.is_grad_enabled()):
             if wanted:
@@ -171,7 +233,7 @@ class AugmentedPotential(nn.Module):
                     positions=batch.positions.detach().requires_grad_(),
                     cell=batch.cell.detach().requires_grad_(stress),
                 )
-            out = self(batch)
+            out = self(batch, scale)
             force = tensor = None
             if wanted:
                 leaves = [batch.positions, batch.cell] if stress else [batch.positions]
@@ -184,7 +246,9 @@ class AugmentedPotential(nn.Module):
                     tensor = _stress(batch, gradients[0], gradients[1])
         if wanted and not create_graph:
             out = _detached(out)
-        return Prediction(out.energy, force, tensor, out.short_range_energy, out.long_range_energy, out.multipoles)
+        return Prediction(
+            out.energy, force, tensor, out.short_range_energy, out.long_range_energy, out.multipoles, out.far
+        )
 
     def config(self) -> dict[str, Any]:
         """Return what rebuilds the potential: plain JSON values."""
@@ -250,15 +314,10 @@ def _stress(batch: AtomicBatch, by_positions: Tensor, by_cell: Tensor) -> Tensor
 
 
 def _detached(out: PotentialOutput) -> PotentialOutput:
-    moments = out.multipoles
-    if moments is not None:
-        moments = Multipoles(
-            moments.charges.detach(),
-            None if moments.dipoles is None else moments.dipoles.detach(),
-            None if moments.quadrupoles is None else moments.quadrupoles.detach(),
-        )
+    far = None if out.far is None else out.far.detached()
+    moments = None if far is None else far.multipoles
     return PotentialOutput(
-        out.energy.detach(), out.short_range_energy.detach(), out.long_range_energy.detach(), moments, out.features
+        out.energy.detach(), out.short_range_energy.detach(), out.long_range_energy.detach(), moments, out.features, far
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -15,23 +16,56 @@ from farfield.atoms.batch import AtomicBatch
 from farfield.electrostatics.coulomb import Coulomb
 from farfield.electrostatics.distributed import sum_over_ranks, to_each_rank, together
 from farfield.electrostatics.multipoles import Multipoles
+from farfield.electrostatics.response import MODES, LinearResponse, ResponseResult, field_energy
+from farfield.electrostatics.susceptibility import Response
+from farfield.potentials.baselines import charge_table, free_atom_table, look_up_free_atoms
 from farfield.potentials.features import Features
 from farfield.potentials.heads import ChargeHead, TensorHead, VectorHead
+from farfield.potentials.response_heads import AnisotropyHead, BondFeatures, PositiveHead, bounded
+from farfield.units import COULOMB_CONSTANT
+
+#: Share of the bounds below which self-consistent response surely has a minimum that bounded κ and α may reach.
+_SAFETY = 0.95
 
 
 @dataclass(frozen=True, eq=False)
 class LongRangeResult:
-    """Long-range energy of each system (eV), shape (systems,), and the latent multipoles that it comes from."""
+    """Long-range energy, and what it comes from; everything latent.
+
+    Attributes
+    ----------
+    energy
+        Of each system (eV), shape (systems,), response and external field included.
+    multipoles
+        Permanent multipoles of the atoms.
+    response
+        Softness and polarizability of the atoms; None for a model without response.
+    details
+        Energies apart, induced multipoles, potential and field; None for a model without response.
+    """
 
     energy: Float[Tensor, " systems"]
     multipoles: Multipoles
+    response: Response | None = None
+    details: ResponseResult | None = None
+
+    def detached(self) -> LongRangeResult:
+        """Return the same without any graph."""
+        return LongRangeResult(
+            energy=self.energy.detach(),
+            multipoles=self.multipoles.detached(),
+            response=None if self.response is None else self.response.detached(),
+            details=None if self.details is None else self.details.detached(),
+        )
 
 
 class LongRange(nn.Module):
-    """Latent charges (and multipoles) from features, summed by the Coulomb solver (LES, arXiv 2408.15165).
+    """Latent multipoles and response from features, summed by the Coulomb solver (LES, arXiv 2408.15165, 2605.05746).
 
     All parameters exist from construction. The energy is to be *added* to that of the short-range model; train the two
-    together on energies and forces.
+    together on energies and forces. Every combination of multipoles and response is a model. A uniform field,
+    ``batch.external_field`` (physical, V/Å), adds −F·P to the energy; along periodic directions only dipoles feel it
+    there, and charges by forces F·Z* that `farfield.Model` adds.
 
     Parameters
     ----------
@@ -53,7 +87,7 @@ class LongRange(nn.Module):
         High-frequency dielectric constant that latent charges of 3D-periodic systems are screened by: they sum to
         Q_tot/√ε∞ under the constraint. 1 for open systems whatever it is.
     n_hidden
-        Widths of the charge head's hidden layers.
+        Widths of the charge head's hidden layers, and of those of softness and polarizability.
     first_scalars
         Make charges from the first so many scalars only, which also gate vectors and tensors; None: from all features.
         The first ``n_features`` scalars of `CACE` come before any message, and so know an atom's surroundings within
@@ -61,6 +95,26 @@ class LongRange(nn.Module):
     charge_scale
         Factor on the heads' outputs. Small, so that training starts from a nearly uncharged model: Coulomb forces of
         random charges would drown the short range.
+    induced_charges, induced_dipoles
+        Also predict a softness κ, a polarizability α of each atom: charges and dipoles that follow potential and field.
+    response
+        ``"one-shot"``: induced by the permanent multipoles alone; ``"scf"``: also by each other.
+    anisotropic
+        α is a matrix: a positive number plus a positive semidefinite matrix made of vectors and tensors.
+    conserve_charge, field_on_charges
+        As in `farfield.LinearResponse`.
+    softness_scale, polarizability_scale
+        κ (e²/eV) and α (e²·Å²/eV) of a fresh model.
+    bounded_response
+        Keep κ and α where the self-consistent energy surely has a minimum (κ < √(2π)σ/(2k_e), α < 3√(2π)σ³/(2k_e)).
+        None: with ``response="scf"``.
+    free_atom_polarizabilities
+        α is the learned number, starting near 1, times that of the free atom, instead of ``polarizability_scale``.
+    nominal_charges, nominal_factor
+        Charges (e) by element, times a factor, that the learned charges are added to; fixed, not learned.
+    bond_cutoff, bond_channels
+        For models that give no vectors (tensors): make as many from their scalars and the bond vectors of neighbours
+        within this distance (Å).
     process_group
         The torch.distributed process group whose ranks hold the atoms, each with the features of its own; gradients are
         those of `Coulomb` in a process group, and a constraint holds for the whole system. No part of `config`.
@@ -87,32 +141,77 @@ class LongRange(nn.Module):
         n_hidden: Sequence[int] = (32, 16),
         first_scalars: int | None = None,
         charge_scale: float = 0.02,
+        induced_charges: bool = False,
+        induced_dipoles: bool = False,
+        response: str = "one-shot",
+        anisotropic: bool = False,
+        conserve_charge: bool = True,
+        field_on_charges: bool | None = None,
+        softness_scale: float = 0.01,
+        polarizability_scale: float = 0.05,
+        bounded_response: bool | None = None,
+        free_atom_polarizabilities: bool = False,
+        nominal_charges: Mapping[int | str, float] | None = None,
+        nominal_factor: float = 1.0,
+        bond_cutoff: float | None = None,
+        bond_channels: int = 8,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         if scalars < 1:
             raise ValueError(f"`scalars` is {scalars} but must be at least 1: charges come from invariant features")
-        if dipoles and vectors < 1:
-            raise ValueError("`dipoles` need vector features but `vectors` is 0: use a model that gives vectors")
-        if quadrupoles and tensors < 1:
-            raise ValueError("`quadrupoles` need tensor features but `tensors` is 0: use a model that gives tensors")
+        if bond_cutoff is not None and not bond_cutoff > 0:
+            raise ValueError(f"`bond_cutoff` is {bond_cutoff} but must be positive (Å), or None")
+        from_bonds = 0 if bond_cutoff is None else bond_channels
+        own_vectors, own_tensors = vectors or from_bonds, tensors or from_bonds
+        remedy = "use a model that gives {0}, or `bond_cutoff`"
+        if dipoles and own_vectors < 1:
+            raise ValueError("`dipoles` need vector features but `vectors` is 0: " + remedy.format("vectors"))
+        if quadrupoles and own_tensors < 1:
+            raise ValueError("`quadrupoles` need tensor features but `tensors` is 0: " + remedy.format("tensors"))
         if total_charge not in (None, "constraint", "feature"):
             raise ValueError(f"`total_charge` is {total_charge!r} but must be None, 'constraint' or 'feature'")
         if learned_weights and total_charge != "constraint":
             raise ValueError("`learned_weights` spread the residual of total_charge='constraint': set that too")
         if not epsilon_infinity > 0:
             raise ValueError(f"`epsilon_infinity` is {epsilon_infinity} but must be positive")
+        if process_group is not None and (induced_charges or induced_dipoles):
+            raise ValueError(
+                "`process_group` is given, but induced charges and dipoles need all atoms of a system on one process: "
+                "leave it out"
+            )
         if first_scalars is not None and not 1 <= first_scalars <= scalars:
             raise ValueError(f"`first_scalars` is {first_scalars} but must lie between 1 and the {scalars} scalars")
+        if response not in MODES:
+            raise ValueError(f"`response` is {response!r} but must be one of {', '.join(map(repr, MODES))}")
+        if anisotropic and not induced_dipoles:
+            raise ValueError("`anisotropic` is about the polarizability: set `induced_dipoles` too")
+        if anisotropic and own_vectors + own_tensors < 1:
+            raise ValueError(
+                "`anisotropic` needs vector or tensor features but both widths are 0: " + remedy.format("them")
+            )
+        if free_atom_polarizabilities and not induced_dipoles:
+            raise ValueError("`free_atom_polarizabilities` are about the polarizability: set `induced_dipoles` too")
+        nominal, table = charge_table(nominal_charges or {})
         self._config = {
             "scalars": scalars, "vectors": vectors, "tensors": tensors, "dipoles": dipoles,
             "quadrupoles": quadrupoles, "smearing": smearing, "accuracy": accuracy, "total_charge": total_charge,
             "learned_weights": learned_weights, "epsilon_infinity": epsilon_infinity, "n_hidden": list(n_hidden),
             "first_scalars": first_scalars, "charge_scale": charge_scale,
+            "induced_charges": induced_charges, "induced_dipoles": induced_dipoles,
+            "response": response, "anisotropic": anisotropic, "conserve_charge": conserve_charge,
+            "field_on_charges": field_on_charges, "softness_scale": softness_scale,
+            "polarizability_scale": polarizability_scale, "bounded_response": bounded_response,
+            "free_atom_polarizabilities": free_atom_polarizabilities,
+            "nominal_charges": {str(number): value for number, value in nominal.items()} or None,
+            "nominal_factor": nominal_factor, "bond_cutoff": bond_cutoff, "bond_channels": bond_channels,
         }  # fmt: skip
         self.total_charge = total_charge
         self.epsilon_infinity = float(epsilon_infinity)
         self.coulomb = Coulomb(smearing, accuracy=accuracy, process_group=process_group)
+        self.linear_response = LinearResponse(
+            self.coulomb, mode=response, conserve_charge=conserve_charge, field_on_charges=field_on_charges
+        )
         self.n_scalars = scalars if first_scalars is None else first_scalars
         # lengths of vectors and tensors come after all messages
         self.reads_lengths = first_scalars is None
@@ -126,8 +225,31 @@ class LongRange(nn.Module):
             scale=charge_scale,
         )
         self.learned_weights = learned_weights
-        self.dipoles = VectorHead(self.n_scalars, vectors, scale=charge_scale) if dipoles else None
-        self.quadrupoles = TensorHead(self.n_scalars, tensors, scale=charge_scale) if quadrupoles else None
+        self.dipoles = VectorHead(self.n_scalars, own_vectors, scale=charge_scale) if dipoles else None
+        self.quadrupoles = TensorHead(self.n_scalars, own_tensors, scale=charge_scale) if quadrupoles else None
+        self.softness = PositiveHead(scalars, n_hidden=n_hidden, scale=softness_scale) if induced_charges else None
+        self.polarizability = self.anisotropy = self.bonds = None
+        if induced_dipoles:
+            unit = 1.0 if free_atom_polarizabilities else polarizability_scale
+            self.polarizability = PositiveHead(scalars, n_hidden=n_hidden, scale=unit)
+            if anisotropic:
+                self.anisotropy = AnisotropyHead(scalars, own_vectors, own_tensors, scale=0.1 * unit)
+        directional = dipoles or quadrupoles or anisotropic
+        if bond_cutoff is not None and directional and not (vectors and tensors):
+            self.bonds = BondFeatures(scalars, bond_channels, bond_cutoff)
+        self.bond_cutoff = 0.0 if self.bonds is None or bond_cutoff is None else float(bond_cutoff)
+        # Tables, not buffers: they are made from the configuration, and no weights.
+        self._nominal = nominal_factor * table if nominal else None
+        self._free_atoms = free_atom_table() if free_atom_polarizabilities else None
+        self.limits: tuple[float, float] | None = None
+        if response == "scf" if bounded_response is None else bounded_response:
+            reach = _SAFETY * math.sqrt(2.0 * math.pi) * smearing / (2.0 * COULOMB_CONSTANT)
+            self.limits = (reach, 3.0 * smearing**2 * reach)
+
+    @property
+    def has_response(self) -> bool:
+        """Whether charges or dipoles are induced."""
+        return self.softness is not None or self.polarizability is not None
 
     def config(self) -> dict[str, Any]:
         """Arguments that rebuild the module."""
@@ -139,7 +261,7 @@ class LongRange(nn.Module):
         return cls(**config)
 
     def multipoles(self, batch: AtomicBatch, features: Features, *, detach_total: bool = False) -> Multipoles:
-        """Latent multipoles with their graph.
+        """Latent permanent multipoles with their graph.
 
         With ``detach_total`` the residual that a constraint spreads over the atoms carries no gradient (Born charges of
         periodic systems need that).
@@ -149,6 +271,115 @@ class LongRange(nn.Module):
         ValueError
             If the model uses the total charge and the batch does not give it.
         """
+        return self._multipoles(batch, self._directed(batch, features), detach_total)
+
+    def response(self, batch: AtomicBatch, features: Features) -> Response | None:
+        """Latent softness and polarizability with their graph; None for a model without response."""
+        return self._response(batch, self._directed(batch, features))
+
+    def forward(
+        self, batch: AtomicBatch, features: Features, scale: Float[Tensor, " systems"] | None = None
+    ) -> LongRangeResult:
+        """Latent multipoles of a batch, their response and their Coulomb energy.
+
+        Parameters
+        ----------
+        batch, features
+            The batch (with neighbours if the module has a ``bond_cutoff``), and what the model says of its atoms.
+        scale
+            Physical over latent multipoles: √ε_e times the sign of the gauge, shape (systems,). It turns the external
+            field and the total charge into latent ones. None: √ε∞ in 3D-periodic systems, else 1.
+        """
+        return self._result(batch, self._directed(batch, features), scale)
+
+    def moments(
+        self,
+        batch: AtomicBatch,
+        features: Features,
+        scale: Float[Tensor, " systems"] | None = None,
+        *,
+        detach_total: bool = False,
+    ) -> Multipoles:
+        """Latent multipoles that make the polarization, with their graph: permanent ones and induced ones.
+
+        Induced dipoles are always in it, induced charges in systems that are open along all axes, where an external
+        field acts on them. Without response they are the permanent multipoles, and nothing is summed.
+
+        Parameters
+        ----------
+        batch, features, scale
+            As in `forward`.
+        detach_total
+            As in `multipoles`: for the charges themselves, not for what they induce.
+        """
+        directed = self._directed(batch, features)
+        if not self.has_response:
+            return self._multipoles(batch, directed, detach_total)
+        result = self._result(batch, directed, scale)
+        moments = self.polarizing(batch, result)
+        if detach_total and self.total_charge == "constraint":
+            detached = self._multipoles(batch, directed, True).charges
+            moments = moments.replace(charges=moments.charges - result.multipoles.charges + detached)
+        return moments
+
+    def polarizing(self, batch: AtomicBatch, result: LongRangeResult) -> Multipoles:
+        """Multipoles that make the polarization, of a result of this module for the batch (see `moments`)."""
+        permanent = result.multipoles
+        if result.details is None:
+            return permanent
+        induced = result.details.induced
+        charges, dipoles = permanent.charges, permanent.dipoles
+        if self.linear_response.field_on_charges:
+            charges = charges + torch.where(batch.pbc.any(dim=1)[batch.system], 0.0, induced.charges)
+        if induced.dipoles is not None:
+            dipoles = induced.dipoles if dipoles is None else dipoles + induced.dipoles
+        return permanent.replace(charges=charges, dipoles=dipoles)
+
+    def atomic_polarizabilities(self, batch: AtomicBatch, features: Features) -> Float[Tensor, "atoms 3 3"]:
+        """Latent ∂(moment)/∂F of each atom (e²·Å²/eV), as `LinearResponse.polarizability`; zero without response."""
+        response = self.response(batch, features)
+        if response is None:
+            return batch.positions.new_zeros(batch.n_atoms, 3, 3)
+        order = 2 if self.quadrupoles is not None else int(self.dipoles is not None)
+        return self.linear_response.polarizability(batch, response, self.coulomb.plan_of(batch), order=order)
+
+    def _result(self, batch: AtomicBatch, features: Features, scale: Tensor | None) -> LongRangeResult:
+        multipoles = self._multipoles(batch, features, False)
+        response = self._response(batch, features)
+        field = total = None
+        if batch.external_field is not None:
+            if self.coulomb.process_group is not None:
+                raise ValueError(
+                    "`batch.external_field` is given, but a field needs all atoms of a system on one process: make the "
+                    "module without `process_group`"
+                )
+            scale = self._screening(batch) if scale is None else scale.to(batch.positions)
+            field = batch.external_field * scale[:, None]
+            if batch.total_charge is not None:
+                # Under a constraint charges add up to the total charge as given, whatever the gauge.
+                total = batch.total_charge / (scale.abs() if self.total_charge == "constraint" else scale)
+        if response is None:
+            energy = self.coulomb(batch, multipoles, outputs="energy").energy
+            if field is not None:
+                energy = energy + field_energy(batch, multipoles, field, total)
+            return LongRangeResult(energy=energy, multipoles=multipoles)
+        plan = self.coulomb.plan_of(batch)
+        details = self.linear_response(batch, multipoles, response, plan, external_field=field, total_charge=total)
+        return LongRangeResult(energy=details.energy, multipoles=multipoles, response=response, details=details)
+
+    def _directed(self, batch: AtomicBatch, features: Features) -> Features:
+        """Features with vectors and tensors from bonds, where the model gives none of its own."""
+        if self.bonds is None:
+            return features
+        vectors, tensors = self.bonds(batch, features.scalars)
+        return Features(
+            energy=features.energy,
+            scalars=features.scalars,
+            vectors=vectors if self._config["vectors"] == 0 else features.vectors,
+            tensors=tensors if self._config["tensors"] == 0 else features.tensors,
+        )
+
+    def _multipoles(self, batch: AtomicBatch, features: Features, detach_total: bool) -> Multipoles:
         with together(self.coulomb.process_group):
             if self.total_charge is not None and batch.total_charge is None:
                 raise ValueError(
@@ -160,9 +391,14 @@ class LongRange(nn.Module):
             assert batch.total_charge is not None  # narrows the type
             inputs = batch.total_charge.to(features.scalars.dtype)[batch.system, None]
         scalars = features.scalars[:, : self.n_scalars]
-        vectors, tensors = (features.vectors, features.tensors) if self.reads_lengths else (None, None)
+        # Vectors and tensors from bonds are no input of the charges, which the model's own scalars describe.
+        vectors = features.vectors if self._config["vectors"] and self.reads_lengths else None
+        tensors = features.tensors if self._config["tensors"] and self.reads_lengths else None
         raw = self.charges(scalars, vectors, tensors, inputs)
         charges = raw[:, 0]
+        if self._nominal is not None:
+            self._nominal = self._nominal.to(charges.device)
+            charges = charges + self._nominal[batch.numbers].to(charges.dtype)
         if self.total_charge == "constraint":
             weights = nn.functional.softplus(raw[:, 1]) if self.learned_weights else None
             charges = self._constrained(charges, batch, weights, detach_total)
@@ -173,11 +409,31 @@ class LongRange(nn.Module):
             quadrupoles = self.quadrupoles(scalars, features.tensors)
         return Multipoles(charges, dipoles, quadrupoles)
 
-    def forward(self, batch: AtomicBatch, features: Features) -> LongRangeResult:
-        """Latent multipoles of a batch and their Coulomb energy."""
-        multipoles = self.multipoles(batch, features)
-        result = self.coulomb(batch, multipoles, outputs="energy")
-        return LongRangeResult(energy=result.energy, multipoles=multipoles)
+    def _response(self, batch: AtomicBatch, features: Features) -> Response | None:
+        if not self.has_response:
+            return None
+        kappa: Tensor | None = None
+        alpha: Tensor | None = None
+        if self.softness is not None:
+            kappa = self.softness(features.scalars)
+        if self.polarizability is not None:
+            alpha = self.polarizability(features.scalars)
+            if self.anisotropy is not None:
+                one = torch.eye(3, dtype=alpha.dtype, device=alpha.device)
+                added = self.anisotropy(features.scalars, features.vectors, features.tensors)
+                alpha = alpha[:, None, None] * one + added
+            if self._free_atoms is not None:
+                self._free_atoms = self._free_atoms.to(alpha.device)
+                free = look_up_free_atoms(self._free_atoms, batch.numbers).to(alpha.dtype)
+                alpha = alpha * (free if alpha.ndim == 1 else free[:, None, None])
+        if self.limits is not None:
+            kappa = None if kappa is None else bounded(kappa, self.limits[0])
+            alpha = None if alpha is None else bounded(alpha, self.limits[1])
+        return Response(kappa, alpha)
+
+    def _screening(self, batch: AtomicBatch) -> Float[Tensor, " systems"]:
+        """√ε∞ of 3D-periodic systems, 1 of others."""
+        return batch.pbc.all(-1).to(batch.positions.dtype) * (self.epsilon_infinity**0.5 - 1.0) + 1.0
 
     def _constrained(self, charges: Tensor, batch: AtomicBatch, weights: Tensor | None, detached: bool) -> Tensor:
         """Charges moved so that each system's sum is Q_tot/√ε_e."""

@@ -1,0 +1,408 @@
+r"""Charges and dipoles that follow potential and field: one energy functional, in one shot or self-consistently.
+
+With φ and E of the permanent multipoles q, u, Q and an external field F, all of it in latent units (PHYSICS: F and the
+multipoles carry √ε and its inverse),
+
+    E_total = E(q, u, Q) + U_κ + U_α − F·P_perm ,   P_perm = Σ q̃ r + Σ u ,   q̃ = q − (Σq − Q_tot)/N
+    one shot:  Δq = −κ (φ − μ) ,  U_κ = −½ Σ κ (φ − μ)² ,     Δu = α·(E + F) ,  U_α = −½ Σ (E + F)·α·(E + F)
+    scf:       min over Δq, Δu of  E(q+Δq, u+Δu, Q) + ½ Σ Δq²/κ + ½ Σ Δu·α⁻¹·Δu − F·P .
+
+One shot is the first iterate of the self-consistent equations, without the interaction among what is induced. In open
+systems the field also acts on the induced charges, φ → φ − F·r (`field_on_charges`). Along periodic directions F·Σq̃r is
+no energy and is left out (forces of charges in a field are F·Z*, see `farfield.observables`).
+
+The functional is written with potentials x that induced multipoles m = K x belong to, W(x) = ⟨g, K x⟩ + ½⟨x, K x⟩ +
+½⟨K x, A K x⟩: no inverse and no root of κ or α, which may vanish. It is stationary in x.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from farfield.atoms.batch import AtomicBatch
+from farfield.atoms.frames import completed_cells
+from farfield.electrostatics.checks import check_multipole_shapes, check_multipole_values
+from farfield.electrostatics.coulomb import Coulomb
+from farfield.electrostatics.group_sums import pair_energies
+from farfield.electrostatics.multipoles import Multipoles
+from farfield.electrostatics.operator import CoulombOperator, multipole_order
+from farfield.electrostatics.plan import CoulombPlan
+from farfield.electrostatics.response_checks import check_per_system, check_response_shapes, check_response_values
+from farfield.electrostatics.self_consistent import DEFAULT_TOLERANCES, InducedSystem
+from farfield.electrostatics.susceptibility import Response, Susceptibility
+
+MODES = ("one-shot", "scf")
+
+
+@dataclass(frozen=True, eq=False)
+class ResponseResult:
+    """Energies (eV), shape (systems,), float64, and what they are made of, with its graph; all of it latent.
+
+    Attributes
+    ----------
+    energy
+        E_total, of which all else is a derivative.
+    permanent_energy
+        Of the permanent multipoles among themselves.
+    response_energy
+        U_κ + U_α, or what the self-consistent minimum adds.
+    field_energy
+        −F·P_perm (without F·Σq̃r along periodic directions).
+    potential, field
+        Potential (V) and field (V/Å) of the permanent multipoles at the atoms, shapes (atoms,) and (atoms, 3); the
+        external field is not in them. The field is None where no dipoles are induced and none are given.
+    iterations
+        Steps of the self-consistent solution, 0 for one shot.
+    residual
+        What is left of the self-consistent equations, relative, shape (systems,).
+    """
+
+    energy: Float[Tensor, " systems"]
+    permanent_energy: Float[Tensor, " systems"]
+    response_energy: Float[Tensor, " systems"]
+    field_energy: Float[Tensor, " systems"]
+    potential: Float[Tensor, " atoms"]
+    field: Float[Tensor, "atoms 3"] | None
+    iterations: int
+    residual: Float[Tensor, " systems"]
+    _find_induced: Callable[[], Multipoles] = dataclasses.field(kw_only=True, repr=False)
+    _find_shares: Callable[[Multipoles], tuple[Tensor, Tensor]] = dataclasses.field(kw_only=True, repr=False)
+
+    def detached(self) -> ResponseResult:
+        """Return the same without any graph."""
+        with torch.no_grad():
+            bare = self._find_induced().detached()
+        shares = tuple(share.detach() for share in self._find_shares(bare))
+        return dataclasses.replace(
+            self,
+            energy=self.energy.detach(),
+            permanent_energy=self.permanent_energy.detach(),
+            response_energy=self.response_energy.detach(),
+            field_energy=self.field_energy.detach(),
+            potential=self.potential.detach(),
+            field=None if self.field is None else self.field.detach(),
+            _find_induced=lambda: bare,
+            _find_shares=lambda _: (shares[0], shares[1]),
+        )
+
+    @functools.cached_property
+    def induced(self) -> Multipoles:
+        """Induced charges Δq (e) and dipoles Δu (e·Å, None without α), differentiable twice. Made when asked for."""
+        return self._find_induced()
+
+    @property
+    def charge_energy(self) -> Float[Tensor, " systems"]:
+        """U_κ = ½ Σ Δq (φ − F·r): what the induced charges share of the response energy."""
+        return self._find_shares(self.induced)[0]
+
+    @property
+    def dipole_energy(self) -> Float[Tensor, " systems"]:
+        """U_α = −½ Σ Δu·(E + F): what the induced dipoles share of the response energy."""
+        return self._find_shares(self.induced)[1]
+
+
+@dataclass(frozen=True, eq=False)
+class _Setting:
+    """What the response of one batch is found with."""
+
+    batch: AtomicBatch
+    operator: CoulombOperator
+    susceptibility: Susceptibility
+    on_charges: Tensor | None
+    levels: int
+
+
+class LinearResponse:
+    """Induced charges and dipoles of a batch, and the one energy that all follows from.
+
+    Parameters
+    ----------
+    coulomb
+        The sum.
+    mode
+        ``"one-shot"``, or ``"scf"``: induced multipoles feel each other.
+    conserve_charge
+        Whether the induced charges of each system add up to zero. Without it Δq = −κφ, the published form.
+    field_on_charges
+        Whether an external field acts on the induced charges of systems that are open along all axes; needs
+        ``conserve_charge``, without which the energy would depend on the origin. None: where charge is conserved.
+    tolerance
+        Residual of the self-consistent equations relative to their right-hand side, in the norm √⟨r, K r⟩. The energy's
+        error is its square. None: 1e-8, or 1e-5 in float32.
+    max_iterations
+        Most steps of conjugate gradients before an error.
+
+    Raises
+    ------
+    ValueError
+        For an unknown mode, a tolerance or number of steps that is not positive, ``field_on_charges`` without
+        ``conserve_charge``.
+    """
+
+    def __init__(
+        self,
+        coulomb: Coulomb,
+        *,
+        mode: str = "one-shot",
+        conserve_charge: bool = True,
+        field_on_charges: bool | None = None,
+        tolerance: float | None = None,
+        max_iterations: int = 200,
+    ) -> None:
+        if mode not in MODES:
+            raise ValueError(f"`mode` is {mode!r} but must be one of {', '.join(map(repr, MODES))}")
+        if field_on_charges and not conserve_charge:
+            raise ValueError(
+                "`field_on_charges` is True but `conserve_charge` is False: without conserved charge the energy in a "
+                "field would depend on the origin. Set conserve_charge=True or field_on_charges=False"
+            )
+        if tolerance is not None and not 0.0 < tolerance < 1.0:
+            raise ValueError(f"`tolerance` is {tolerance} but must lie between 0 and 1 (relative residual)")
+        if max_iterations < 1:
+            raise ValueError(f"`max_iterations` is {max_iterations} but must be at least 1")
+        self.coulomb = coulomb
+        self.mode = mode
+        self.conserve_charge = bool(conserve_charge)
+        self.field_on_charges = self.conserve_charge if field_on_charges is None else bool(field_on_charges)
+        self.tolerance = tolerance
+        self.max_iterations = int(max_iterations)
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that build the same response, as plain values."""
+        return {
+            "coulomb": self.coulomb.config(),
+            "mode": self.mode,
+            "conserve_charge": self.conserve_charge,
+            "field_on_charges": self.field_on_charges,
+            "tolerance": self.tolerance,
+            "max_iterations": self.max_iterations,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """Build the response from what `config` gives."""
+        config = dict(config)
+        return cls(Coulomb.from_config(config.pop("coulomb")), **config)
+
+    def __call__(
+        self,
+        batch: AtomicBatch,
+        multipoles: Multipoles,
+        response: Response,
+        plan: CoulombPlan | None = None,
+        *,
+        external_field: Float[Tensor, "systems 3"] | None = None,
+        total_charge: Float[Tensor, " systems"] | None = None,
+    ) -> ResponseResult:
+        """Find the energy and what is induced.
+
+        Parameters
+        ----------
+        batch
+            The batch; its own ``external_field`` and ``total_charge`` are physical and not looked at.
+        multipoles
+            Permanent multipoles of its atoms.
+        response
+            Softness and polarizability of its atoms.
+        plan
+            As in `Coulomb`: with a plan only shapes are checked.
+        external_field
+            Latent field F (V/Å), shape (systems, 3): applied along open directions, macroscopic along periodic ones.
+        total_charge
+            Latent total charge of each system (e), for q̃ in the energy of the permanent charges in the field; 0 if not
+            given.
+
+        Returns
+        -------
+        ResponseResult
+            Everything in it is differentiable in positions, cell, multipoles, κ, α and field; the energy three times,
+            induced multipoles twice.
+
+        Raises
+        ------
+        ValueError
+            As `Coulomb`; for κ or α that do not fit the atoms and, without a plan, are not finite, κ < 0, or α is not
+            symmetric positive semidefinite; for a field or charge of another shape.
+        ResponseError
+            If the self-consistent equations have no minimum, or are not solved; names the system.
+        """
+        frozen = plan is not None
+        check_multipole_shapes(multipoles, batch.positions)
+        check_response_shapes(response, batch.positions)
+        check_per_system("external_field", external_field, (batch.n_systems, 3))
+        check_per_system("total_charge", total_charge, (batch.n_systems,))
+        if not frozen:
+            check_multipole_values(multipoles)
+            check_response_values(response)
+        setting = self._setting(batch, multipole_order(multipoles), response, plan)
+        potential, gradient, second = setting.operator.potential(multipoles)
+        permanent = batch.sum_over_atoms(pair_energies(multipoles, potential, gradient, second))
+        drive = _drive(setting, potential, gradient, external_field)
+        in_field = torch.zeros_like(permanent)
+        if external_field is not None:
+            in_field = field_energy(batch, multipoles, external_field, total_charge)
+        energy, induced, system, residual = self._respond(setting, drive)
+        return ResponseResult(
+            energy=permanent + energy + in_field,
+            permanent_energy=permanent,
+            response_energy=energy,
+            field_energy=in_field,
+            potential=potential,
+            field=None if gradient is None or setting.levels < 2 else -gradient,
+            iterations=0 if system is None else system.iterations,
+            residual=torch.zeros_like(permanent) if residual is None else residual,
+            _find_induced=lambda: setting.susceptibility.multipoles(induced()),
+            _find_shares=lambda moments: _shares(setting, drive, moments),
+        )
+
+    def polarizability(
+        self, batch: AtomicBatch, response: Response, plan: CoulombPlan | None = None, *, order: int = 0
+    ) -> Float[Tensor, "atoms 3 3"]:
+        """Find what a uniform field makes of each atom's moment, ∂(Δu + Δq (r − r̄))/∂F (e²·Å²/eV).
+
+        r̄ is the geometric centre of the system. The sum over the atoms of a system is its polarizability ∂P/∂F =
+        −∂²E/∂F∂F, symmetric; what single atoms have need not be. Along periodic directions charges do not take part.
+
+        Parameters
+        ----------
+        batch, response, plan
+            As in the call.
+        order
+            Order of the permanent multipoles of the model: its reciprocal sums end where theirs do.
+
+        Returns
+        -------
+        Tensor
+            Shape (atoms, 3, 3), latent, second index the field; differentiable twice.
+        """
+        check_response_shapes(response, batch.positions)
+        if plan is None:
+            check_response_values(response)
+        setting = self._setting(batch, order, response, plan)
+        nothing = batch.positions.new_zeros(batch.n_atoms)
+        K = setting.susceptibility
+        columns = []
+        for axis in range(3):
+            unit = batch.positions.new_zeros(batch.n_systems, 3)
+            unit[:, axis] = 1.0
+            drive = _drive(setting, nothing, batch.positions.new_zeros(batch.n_atoms, 3), unit)
+            charges, dipoles = K.split(self._respond(setting, drive)[1]())
+            moment = batch.positions.new_zeros(batch.n_atoms, 3) if dipoles is None else dipoles
+            if charges is not None and setting.on_charges is not None:
+                moment = moment + charges[:, None] * setting.on_charges
+            columns.append(moment)
+        return torch.stack(columns, dim=2)
+
+    def _setting(self, batch: AtomicBatch, order: int, response: Response, plan: CoulombPlan | None) -> _Setting:
+        if self.coulomb.process_group is not None:
+            raise ValueError(
+                "`coulomb` has a `process_group`, but response needs all atoms of a system on one process: give a "
+                "Coulomb without one"
+            )
+        susceptibility = Susceptibility(batch, response, self.conserve_charge)
+        # Gradients of the field of charges need the reciprocal vectors that induced dipoles need.
+        highest = max(order, int(susceptibility.has_dipoles))
+        levels = max(order, int(susceptibility.has_dipoles)) + 1
+        operator = self.coulomb.operator(batch, plan, order=highest, levels=levels)
+        on_charges = None
+        if self.field_on_charges and susceptibility.has_charges:
+            opened = (~batch.pbc.any(dim=1))[batch.system, None]
+            on_charges = torch.where(opened, _from_centre(batch), 0.0)
+        return _Setting(batch, operator, susceptibility, on_charges, levels)
+
+    def _respond(
+        self, setting: _Setting, drive: Tensor
+    ) -> tuple[Tensor, Callable[[], Tensor], InducedSystem | None, Tensor | None]:
+        """Response energy, a function that gives columns of induced multipoles, and how the equations were solved."""
+        K = setting.susceptibility
+        if self.mode == "one-shot":
+            first = -K(drive)
+            return 0.5 * K.product(drive, first), lambda: first, None, None
+
+        def apply(m: Tensor) -> Tensor:
+            potential, gradient, _ = setting.operator.potential(K.multipoles(m))
+            return K.join(potential, gradient)
+
+        tolerance = self.tolerance or DEFAULT_TOLERANCES[drive.dtype]
+        system = InducedSystem(apply, K, tolerance, self.max_iterations)
+        found, residual = system.solve(-drive)
+        wanted = torch.is_grad_enabled()
+
+        def step(x: Tensor, negligible: int) -> Tensor:
+            return x + system.frozen_inverse(-drive - system.matrix(x), negligible=negligible)
+
+        x = step(found, 2) if wanted else found
+        m = K(x)
+        energy = K.product(drive + 0.5 * x + 0.5 * apply(m), m)
+
+        def induced() -> Tensor:
+            return K(step(step(found, 1), 1)) if wanted and torch.is_grad_enabled() else K(found)
+
+        return energy, induced, system, residual
+
+
+def _from_centre(batch: AtomicBatch) -> Float[Tensor, "atoms 3"]:
+    """Positions (Å) from the geometric centre of their system."""
+    centre = batch.sum_over_atoms(batch.positions) / batch.counts.clamp(min=1)[:, None]
+    return batch.positions - centre.to(batch.positions.dtype)[batch.system]
+
+
+def _drive(
+    setting: _Setting, potential: Tensor, gradient: Tensor | None, external_field: Tensor | None
+) -> Float[Tensor, "atoms columns"]:
+    """Columns of the potentials that induce: φ − F·r where the field acts on charges, and −(E + F)."""
+    if external_field is not None:
+        field = external_field.to(potential.dtype)[setting.batch.system]
+        if setting.on_charges is not None:
+            potential = potential - (field * setting.on_charges).sum(1)
+        if gradient is not None:
+            gradient = gradient - field
+    return setting.susceptibility.join(potential, gradient)
+
+
+def field_energy(
+    batch: AtomicBatch, multipoles: Multipoles, field: Tensor, total_charge: Tensor | None
+) -> Float[Tensor, " systems"]:
+    """−F·(Σ q̃ r + Σ u) of each system (eV), without F·Σq̃r along periodic directions.
+
+    Parameters
+    ----------
+    batch, multipoles
+        The systems and their permanent multipoles.
+    field
+        External field F (V/Å), shape (systems, 3).
+    total_charge
+        Q_tot in q̃ = q − (Σq − Q_tot)/N (e), shape (systems,); 0 if None.
+    """
+    # What is left of the field along the open directions of each system.
+    normals = completed_cells(batch) * (~batch.pbc)[:, :, None]
+    field = field.double()
+    along = torch.einsum("sca,sa,scb->sb", normals, field, normals)[batch.system]
+    excess = batch.sum_over_atoms(multipoles.charges)
+    if total_charge is not None:
+        excess = excess - total_charge.double()
+    balanced = multipoles.charges.double() - (excess / batch.counts.clamp(min=1))[batch.system]
+    moments = balanced * (batch.positions.double() * along).sum(1)
+    if multipoles.dipoles is not None:
+        moments = moments + (multipoles.dipoles.double() * field[batch.system]).sum(1)
+    return -batch.sum_over_atoms(moments)
+
+
+def _shares(setting: _Setting, drive: Tensor, induced: Multipoles) -> tuple[Tensor, Tensor]:
+    """Halves of ⟨g, m⟩ that belong to induced charges and to induced dipoles."""
+    potential, gradient = setting.susceptibility.split(drive)
+    sums = []
+    for mine, what in ((induced.charges, potential), (induced.dipoles, gradient)):
+        part = None if mine is None or what is None else mine.double() * what.double()
+        if part is not None and part.ndim == 2:
+            part = part.sum(1)
+        sums.append(setting.batch.sum_over_atoms(drive.new_zeros(len(drive)) if part is None else 0.5 * part))
+    return sums[0], sums[1]
