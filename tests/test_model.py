@@ -290,6 +290,17 @@ def test_wrong_requests_are_refused(molecules):
 # ---- total charge ----------------------------------------------------------------------------------------------------
 
 
+def test_a_charge_that_all_training_systems_had_is_taken_where_none_is_given(close, molecules):
+    model = small_model(total_charge="constraint", card={"total_charge": -1.0})
+    batch = model.as_batch(molecules)
+
+    def sums(**given):
+        return batch.sum_over_atoms(torch.from_numpy(model.compute(molecules, ["charges"], **given)["charges"]))
+
+    close(sums(), -torch.ones(4))
+    close(sums(total_charge=2.0), torch.full((4,), 2.0))
+
+
 def test_total_charge_comes_from_info_or_argument(close, molecules):
     model = small_model(total_charge="constraint")
     with pytest.raises(ValueError, match="needs the total charge"):

@@ -43,6 +43,9 @@ class ModelCard:
     epsilon_infinity
         High-frequency dielectric constant of the bulk: physical multipoles of periodic systems are √ε∞ times the latent
         ones. None: unknown; multipoles of periodic systems are then reported latent. Open systems need none.
+    total_charge
+        Total charge (e) that all systems of its training had: taken for structures that give none, by a model that needs
+        to know it. None: they differed, or it was not known.
     reference_energies
         Energy of each element (eV) that the model adds, by atomic number. Taken from the potential.
     metrics
@@ -65,6 +68,7 @@ class ModelCard:
     gauge_sign: int = 1
     gauge: str = "not fixed: the overall sign of the charges is arbitrary"
     epsilon_infinity: float | None = None
+    total_charge: float | None = None
     reference_energies: Mapping[int, float] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""

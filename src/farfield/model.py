@@ -229,7 +229,8 @@ class Model:
             ASE structures, one or a list, or a batch.
         total_charge
             Total charge (e) of ASE structures, or the key of ``atoms.info`` that holds it; by default
-            ``info["total_charge"]`` where all structures have it.
+            ``info["total_charge"]`` where all structures have it. Where none has one, a model that needs it takes that
+            of its training, if all systems of that had the same (`ModelCard.total_charge`).
 
         Raises
         ------
@@ -255,6 +256,9 @@ class Model:
                         "by all or by none: add it, 0 for neutral ones"
                     )
             batch = from_ase(listed, dtype=self.dtype, total_charge=total_charge)
+        if self.uses_total_charge and batch.total_charge is None and self.card.total_charge is not None:
+            same = batch.positions.new_full((batch.n_systems,), self.card.total_charge)
+            batch = batch.replace(total_charge=same)
         self._check(batch)
         return batch.to(device=self.device, dtype=self.dtype)
 

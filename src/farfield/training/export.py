@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import datetime
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import farfield
+from farfield.atoms.batch import AtomicBatch
 from farfield.card import ModelCard
 from farfield.datasets.registry import DATASETS
 from farfield.gauge import find_gauge
@@ -31,6 +32,16 @@ def _sources(sources: Sequence[SourceConfig]) -> tuple[str, str, str]:
             licences.append(entry.licence)
             levels.append(entry.level)
     return "; ".join(said), "; ".join(dict.fromkeys(licences)), "; ".join(dict.fromkeys(levels))
+
+
+def common_charge(batches: Iterable[AtomicBatch]) -> float | None:
+    """Total charge (e) that all systems have; None where they differ or one is not known."""
+    charges: set[float] = set()
+    for batch in batches:
+        if batch.total_charge is None:
+            return None
+        charges.update(batch.total_charge.tolist())
+    return charges.pop() if len(charges) == 1 else None
 
 
 def make_card(
@@ -78,6 +89,7 @@ def make_card(
         gauge_sign=sign,
         gauge=gauge,
         epsilon_infinity=config.model.epsilon_infinity,
+        total_charge=common_charge(sample.batch for sample in data.train),
         metrics=with_units,
         command=f"farfield train {config.name}.yaml",
         date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
