@@ -176,6 +176,9 @@ def test_a_model_of_energies_and_forces_learns_dipoles_and_charges(tmp_path: Pat
     rmse = 1e3 * float(np.sqrt(np.mean((said - known) ** 2)))
     parts = [second.metrics[part]["dipole_rmse"] for part in ("train", "validation")]
     assert min(parts) <= rmse <= max(parts)
+    resumed = train({**config, "epochs": 16}, resume=True, quiet=True)
+    assert resumed.model is not None
+    assert Model.from_file(resumed.model).card.gauge_sign == -1
 
 
 def test_a_checkpoint_from_before_goes_on(tmp_path: Path) -> None:
