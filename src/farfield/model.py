@@ -31,9 +31,9 @@ from farfield.observables.outputs import (
     POLARIZABILITIES,
     RESPONSE,
     ScaledPotential,
-    in_gauge,
+    screened_epsilon,
 )
-from farfield.observables.polarizability import Screening, check_stability, effective_epsilon
+from farfield.observables.polarizability import Screening, check_stability
 from farfield.potentials.augmented import AugmentedPotential
 
 if TYPE_CHECKING:
@@ -284,14 +284,8 @@ class Model:
         return self.card.gauge_sign * epsilon.sqrt()
 
     def _effective_epsilon(self, batch: AtomicBatch, epsilon: Tensor, screening: Screening) -> Tensor:
-        ready = in_gauge(self.potential, with_neighbors(self.potential, batch), self.card.gauge_sign)
-        with torch.no_grad():
-            response = self.potential.response(ready)
-            total = None
-            far = self.potential.long_range
-            if far is not None and far.linear_response.mode == "scf":
-                total = batch.sum_over_atoms(self.potential.atomic_polarizabilities(ready))
-            return effective_epsilon(batch, epsilon, response, total, screening)
+        ready = with_neighbors(self.potential, batch)
+        return screened_epsilon(self.potential, ready, epsilon, self.card.gauge_sign, screening)
 
     def screening(self, batch: AtomicBatch, epsilon_infinity: float | None = None) -> list[str]:
         """Say of each system how its charges are to be read: ``"vacuum"``, ``"epsilon_infinity=…"`` or ``"latent"``.

@@ -14,7 +14,7 @@ from farfield.electrostatics.multipoles import Multipoles
 from farfield.electrostatics.susceptibility import Response
 from farfield.observables.born import born_charges, forces_on_periodic_charges
 from farfield.observables.moments import dipole_moment, physical, quadrupole_moment, scale_of_atoms
-from farfield.observables.polarizability import atomic_polarizabilities, stability
+from farfield.observables.polarizability import Screening, atomic_polarizabilities, effective_epsilon, stability
 from farfield.potentials.augmented import AugmentedPotential
 from farfield.potentials.long_range import LongRangeResult
 
@@ -35,6 +35,27 @@ def in_gauge(potential: AugmentedPotential, batch: AtomicBatch, sign: int) -> At
     if sign == 1 or not constrained or batch.total_charge is None:
         return batch
     return batch.replace(total_charge=-batch.total_charge)
+
+
+def screened_epsilon(
+    potential: AugmentedPotential,
+    batch: AtomicBatch,
+    epsilon: Float[Tensor, " systems"],
+    sign: int,
+    screening: Screening = "derived",
+) -> Float[Tensor, " systems"]:
+    """ε_e of a batch with neighbours from its ε∞ and the potential's own response, without a graph.
+
+    See `farfield.observables.effective_epsilon`, which it calls.
+    """
+    ready = in_gauge(potential, batch, sign)
+    with torch.no_grad():
+        response = potential.response(ready)
+        total = None
+        far = potential.long_range
+        if far is not None and far.linear_response.mode == "scf":
+            total = batch.sum_over_atoms(potential.atomic_polarizabilities(ready))
+        return effective_epsilon(batch, epsilon, response, total, screening)
 
 
 class ScaledPotential:

@@ -337,7 +337,10 @@ class LongRange(nn.Module):
 
     def atomic_polarizabilities(self, batch: AtomicBatch, features: Features) -> Float[Tensor, "atoms 3 3"]:
         """Latent ∂(moment)/∂F of each atom (e²·Å²/eV), as `LinearResponse.polarizability`; zero without response."""
-        response = self.response(batch, features)
+        return self.answers(batch, self.response(batch, features))
+
+    def answers(self, batch: AtomicBatch, response: Response | None) -> Float[Tensor, "atoms 3 3"]:
+        """As `atomic_polarizabilities`, of a response of this module that is known already."""
         if response is None:
             return batch.positions.new_zeros(batch.n_atoms, 3, 3)
         order = 2 if self.quadrupoles is not None else int(self.dipoles is not None)

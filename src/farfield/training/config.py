@@ -9,6 +9,15 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from farfield.datasets.quantities import Columns, Conventions, Units
 
+#: Parts of the loss that every potential has.
+ENERGETIC_PARTS = ("energy", "forces", "stress")
+
+#: Parts of the loss that only models with charges have.
+RESPONSE_PARTS = ("dipole", "charges", "polarizability", "born_charges")
+
+#: All parts of the loss, in the order in which they are kept; checkpoints rely on it: new ones go to the end.
+PARTS = (*ENERGETIC_PARTS, *RESPONSE_PARTS)
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message names the key, the value and what is allowed."""
@@ -165,6 +174,11 @@ class StageConfig(_Strict):
     energy, forces, stress
         Weights. Energies are counted per atom (eV/atom), forces in eV/Å, stress in eV/Å³. Of each a batch's loss has
         the mean over the frames that have the label; frames may lack any, as open systems lack a stress.
+    dipole, charges, polarizability, born_charges
+        Weights of labels that need a model with a long range: dipoles (e·Å, of whole systems), atomic charges (e),
+        polarizabilities (Å³, of whole systems; the model needs response) and Born charges (e), each the mean over its
+        components. Dipoles and polarizabilities count in systems that are open along all axes; charges and Born charges
+        there, and in systems that are periodic along all three axes where ``model.epsilon_infinity`` is given.
     """
 
     from_epoch: int = Field(default=0, ge=0)
@@ -172,6 +186,10 @@ class StageConfig(_Strict):
     energy: float = Field(default=1.0, ge=0)
     forces: float = Field(default=100.0, ge=0)
     stress: float = Field(default=0.0, ge=0)
+    dipole: float = Field(default=0.0, ge=0)
+    charges: float = Field(default=0.0, ge=0)
+    polarizability: float = Field(default=0.0, ge=0)
+    born_charges: float = Field(default=0.0, ge=0)
 
 
 class DeltaConfig(_Strict):
@@ -181,11 +199,17 @@ class DeltaConfig(_Strict):
     ----------
     energy, forces, stress
         Size of a difference beyond which it counts linearly: eV/atom, eV/Å, eV/Å³.
+    dipole, charges, polarizability, born_charges
+        The same in e·Å, e, Å³, e.
     """
 
     energy: float = Field(default=0.01, gt=0)
     forces: float = Field(default=0.1, gt=0)
     stress: float = Field(default=0.01, gt=0)
+    dipole: float = Field(default=0.1, gt=0)
+    charges: float = Field(default=0.1, gt=0)
+    polarizability: float = Field(default=0.1, gt=0)
+    born_charges: float = Field(default=0.1, gt=0)
 
 
 class LossConfig(_Strict):
@@ -211,7 +235,7 @@ class LossConfig(_Strict):
         if not starts or starts[0] != 0 or starts != sorted(set(starts)):
             raise ValueError(f"`from_epoch` of the stages must start at 0 and ascend, but is {starts}")
         for index, stage in enumerate(self.stages):
-            if stage.energy == stage.forces == stage.stress == 0:
+            if all(getattr(stage, part) == 0 for part in PARTS):
                 raise ValueError(f"all weights of stage {index} are zero: at least one must be positive")
         return self
 
@@ -342,6 +366,25 @@ class TrainingConfig(_Strict):
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     stop: StopConfig | None = StopConfig()
+
+    @model_validator(mode="after")
+    def _able(self) -> TrainingConfig:
+        far = self.model.long_range
+        for index, stage in enumerate(self.loss.stages):
+            for part in RESPONSE_PARTS:
+                weight, key = getattr(stage, part), f"loss.stages.{index}.{part}"
+                if weight > 0 and far is None:
+                    raise ValueError(
+                        f"`{key}` is {weight:g} but `model.long_range` is null: a short-range model has no charges to "
+                        f"train on {part} with; set the weight to 0, or give the model a long range"
+                    )
+                induces = far is not None and (far.get("induced_dipoles") or far.get("induced_charges"))
+                if part == "polarizability" and weight > 0 and not induces:
+                    raise ValueError(
+                        f"`{key}` is {weight:g} but nothing is induced in the model: set "
+                        "`model.long_range.induced_dipoles` or `induced_charges` to true, or the weight to 0"
+                    )
+        return self
 
     @property
     def directory(self) -> Path:

@@ -10,6 +10,7 @@ import torch
 from farfield.datasets.dataset import LABEL_SHAPES, Dataset, Sample, load_dataset
 from farfield.training.config import ConfigError, SourceConfig, TrainingConfig
 from farfield.training.losses import used_labels
+from farfield.training.responses import RULES, counts_in
 from farfield.training.sampler import split_indices
 
 
@@ -41,18 +42,18 @@ class TrainingData:
             for name in dataset.labels:
                 lacking = sum(not _is_known(sample, name) for sample in dataset)
                 if lacking:
+                    rule = f" ({RULES[name]})" if name in RULES and name != "stress" else ""
                     lines.append(
-                        f"{part}: {lacking} of {len(dataset)} frames have no {name}, and no such part in the loss"
+                        f"{part}: {lacking} of {len(dataset)} frames have no {name}, and no such part in the loss{rule}"
                     )
         return sorted(lines)
 
 
-def _with_labels(sample: Sample, names: Sequence[str]) -> Sample:
+def _with_labels(sample: Sample, names: Sequence[str], epsilon_infinity: float | None) -> Sample:
     """Return a sample of one system with just these labels, NaN where it lacks one."""
     labels = {}
     for name in names:
-        known = name in sample.labels and (name != "stress" or bool(sample.batch.pbc.all()))
-        if known:
+        if name in sample.labels and counts_in(name, sample.batch, epsilon_infinity):
             labels[name] = sample.labels[name]
         else:
             shape = LABEL_SHAPES[name]
@@ -69,8 +70,8 @@ def _is_known(sample: Sample, name: str) -> bool:
 def load_training_data(config: TrainingConfig) -> TrainingData:
     """Read, select and split the data of a configuration, without neighbours.
 
-    Labels that a frame lacks are NaN, which the loss leaves out (`farfield.training.losses.errors_of`). A stress counts
-    only where all three axes are periodic.
+    Labels that a frame lacks are NaN, which the loss leaves out (`farfield.training.losses.errors_of`). So are
+    those that mean nothing in a system, such as the stress of an open one (`farfield.training.responses.counts_in`).
 
     Raises
     ------
@@ -103,20 +104,20 @@ def load_training_data(config: TrainingConfig) -> TrainingData:
         dataset = Dataset(samples, " + ".join(s.set for s in sources), [entry for one in sets for entry in one.info])
         # Labels that nothing is trained on are dropped here: they are neither moved nor seen.
         wanted = list(dict.fromkeys(("energy", *used_labels(config.loss.stages))))
-        complete = Dataset([_with_labels(sample, wanted) for sample in dataset], dataset.name, dataset.info)
+        epsilon = config.model.epsilon_infinity
+        complete = Dataset([_with_labels(sample, wanted, epsilon) for sample in dataset], dataset.name, dataset.info)
         # Open systems have no stress; to train on it some frame must be periodic, to validate none has to be.
-        able = part == "train" or any(bool(sample.batch.pbc.all()) for sample in dataset)
-        lacking = [
-            name
+        able = {
+            name: part == "train" or any(counts_in(name, sample.batch, epsilon) for sample in dataset)
             for name in wanted
-            if not any(_is_known(sample, name) for sample in complete) and (name != "stress" or able)
-        ]
+        }
+        lacking = [name for name in wanted if able[name] and not any(_is_known(sample, name) for sample in complete)]
         if lacking:
             found = sorted({name for sample in dataset for name in sample.labels})
+            rules = "; ".join(RULES[name] for name in lacking if name in RULES)
             raise ConfigError(
                 f"data.{part}: the loss needs {lacking}, which no frame of {dataset.name!r} has; labels found there: "
-                f"{found}. Map data.columns or set the weight to 0"
-                + (" (a stress counts where all three axes are periodic)" if "stress" in lacking else "")
+                f"{found}. Map data.columns or set the weight to 0" + (f" ({rules})" if rules else "")
             )
         return complete
 

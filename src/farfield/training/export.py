@@ -18,7 +18,9 @@ from farfield.potentials.augmented import AugmentedPotential
 from farfield.training.config import SourceConfig, TrainingConfig
 from farfield.training.data import TrainingData
 from farfield.training.initial import describe
+from farfield.training.losses import used_responses
 from farfield.training.reporting import UNITS
+from farfield.training.responses import SIGNED
 
 
 def _sources(sources: Sequence[SourceConfig]) -> tuple[str, str, str]:
@@ -50,6 +52,7 @@ def make_card(
     data: TrainingData,
     metrics: dict[str, dict[str, float]],
     epoch: int,
+    gauge_sign: int = 1,
 ) -> ModelCard:
     """Write the card of a trained potential.
 
@@ -60,12 +63,18 @@ def make_card(
     config, data
         What it was trained by and on.
     metrics
-        Its errors by part of the data, in meV/atom, meV/Å, meV/Å³.
+        Its errors by part of the data, in the units of `farfield.training.reporting.UNITS`.
     epoch
         The epoch whose weights it has (from 0).
+    gauge_sign
+        Sign of the charges under which it was trained; it counts where labels told it.
     """
     # In parts, so that a long list of frames needs no more memory than one of its parts.
-    sign, gauge = find_gauge(potential, (sample.batch for sample in data.train.batches(16)))
+    telling = [part for part in used_responses(config.loss.stages) if part in SIGNED]
+    if telling:
+        sign, gauge = gauge_sign, f"fixed by the labels trained on: {', '.join(telling)}"
+    else:
+        sign, gauge = find_gauge(potential, (sample.batch for sample in data.train.batches(16)))
     training_data, licence, level = _sources(config.data.train)
     versions = {"python": sys.version.split()[0], "farfield": farfield.__version__}
     for package in ("torch", "lightning", "numpy"):
@@ -74,7 +83,7 @@ def make_card(
         except PackageNotFoundError:  # a package that was put on the path without its metadata
             continue
     with_units = {
-        part: {f"{key} ({UNITS[key.split('_')[0]]})": round(value, 4) for key, value in errors.items()}
+        part: {f"{key} ({UNITS[key.rpartition('_')[0]]})": round(value, 4) for key, value in errors.items()}
         for part, errors in metrics.items()
     }
     validation = f", {len(data.validation)} for validation" if data.validation is not None else ""
@@ -105,6 +114,7 @@ def save_model(
     data: TrainingData,
     metrics: dict[str, dict[str, float]],
     epoch: int,
+    gauge_sign: int = 1,
 ) -> None:
     """Write the model file of a trained potential (see `make_card`)."""
-    Model(potential, make_card(potential, config, data, metrics, epoch)).save(path)
+    Model(potential, make_card(potential, config, data, metrics, epoch, gauge_sign)).save(path)

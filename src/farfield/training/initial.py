@@ -14,7 +14,7 @@ from farfield.training.config import ConfigError, ModelConfig
 _BATCH = 16
 
 
-def start_from(potential: AugmentedPotential, name: str, config: ModelConfig, train: Dataset) -> None:
+def start_from(potential: AugmentedPotential, name: str, config: ModelConfig, train: Dataset) -> int:
     """Give a potential the weights of a trained model, and reference energies that suit its training frames.
 
     The backbones must be alike. A long range of the trained model is taken over where the potential has an equal one;
@@ -33,15 +33,22 @@ def start_from(potential: AugmentedPotential, name: str, config: ModelConfig, tr
     train
         Training frames, with neighbours.
 
+    Returns
+    -------
+    int
+        Sign of the charges, physical over latent: that of the trained model where its long range is taken over, else
+        1.
+
     Raises
     ------
     ConfigError
         If there is no such model, or it differs from what the configuration describes; the message names the keys.
     """
     try:
-        old = load(name, dtype=potential.dtype).potential
+        model = load(name, dtype=potential.dtype)
     except (FileNotFoundError, ValueError) as error:
         raise ConfigError(f"initial: {error}") from error
+    old = model.potential
     mine, theirs = potential.config(), old.config()
     parts = ["backbone"]
     if mine["long_range"] is not None and theirs["long_range"] is not None:
@@ -60,6 +67,7 @@ def start_from(potential: AugmentedPotential, name: str, config: ModelConfig, tr
     if config.reference_energies == "least-squares":
         potential.set_reference_energies({})
         potential.set_reference_energies(fit_reference_energies(train, _explained(potential, train)))
+    return model.card.gauge_sign if "long_range" in parts else 1
 
 
 def describe(name: str) -> str:

@@ -6,6 +6,7 @@ that was killed has to resume at any batch and end in the same bits, and that ne
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,9 +22,11 @@ from farfield.training.config import ConfigError, TrainingConfig
 from farfield.training.data import load_training_data
 from farfield.training.initial import start_from
 from farfield.training.interrupt import Interrupt
-from farfield.training.losses import ErrorSums, final_weights
+from farfield.training.losses import ErrorSums, final_weights, used_responses
 from farfield.training.module import PotentialModule, make_optimizer
+from farfield.training.reading import parse_config
 from farfield.training.reporting import History, Reporter
+from farfield.training.responses import SIGNED
 from farfield.training.sampler import EpochBatches
 from farfield.training.schedules import AveragedWeights, EarlyStopping, LearningRate
 
@@ -78,13 +81,22 @@ class Trainer:
         data = load_training_data(config)
         potential = build_potential(config.model, data.train, self.dtype)
         self.data = data.with_neighbors(potential.cutoff)
+        sign = 1
         if config.initial is not None and not resuming:
-            start_from(potential, config.initial, config.model, self.data.train)
+            inherited = start_from(potential, config.initial, config.model, self.data.train)
+            # Labels that tell the sign are to go on with the one that the model has.
+            sign = inherited if set(used_responses(config.loss.stages)) & set(SIGNED) else 1
         elif not resuming:
             calibrate(potential, self.data.train)
         potential.to(self.fabric.device)
         self.potential = potential
-        self.module = PotentialModule(potential, config.loss, config.optimizer)
+        self.module = PotentialModule(
+            potential,
+            config.loss,
+            config.optimizer,
+            epsilon_infinity=config.model.epsilon_infinity,
+            gauge_sign=sign,
+        )
         self.optimizer = make_optimizer(potential, config.optimizer)
         self.average = AveragedWeights(potential, config.optimizer.ema)
         self.step_module: Callable[[Sample], torch.Tensor] = self.module
@@ -131,6 +143,7 @@ class Trainer:
             "seconds": self.seconds,
             "weights": self.potential.state_dict(),
             "reference_energies": dict(self.potential.reference_energies),
+            "gauge_sign": self.module.gauge_sign,
             "average": self.average.state_dict(),
             "best": self.best,
             "optimizer": self.optimizer.state_dict(),
@@ -162,7 +175,9 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.learning_rate.load_state_dict(state["learning_rate"])
         self.stopping.load_state_dict(state["stopping"])
-        self.sums.values.copy_(state["sums"])
+        # Checkpoints from before a part of the loss was known lack its row and the sign.
+        self.sums.values.zero_()[: len(state["sums"])].copy_(state["sums"])
+        self.module.gauge_sign = state.get("gauge_sign", 1)
         self.history.load_state_dict(state["history"])
         torch.set_rng_state(state["random"])
         if state["random_cuda"] and self.fabric.device.type == "cuda":
@@ -328,7 +343,7 @@ class Trainer:
         return self.stopping.best_epoch if self.config.keep == "best" and self.best else self.epoch - 1
 
     def metrics(self, potential: AugmentedPotential) -> dict[str, dict[str, float]]:
-        """Return the errors of a potential on each part of the data, in meV/atom, meV/Å, meV/Å³."""
+        """Return the errors of a potential on each part of the data, in the units of `reporting.UNITS`."""
         size = self.config.validation_batch_size
         return {
             name: evaluate(self.module, potential, part, size, self.fabric).metrics()
@@ -343,6 +358,8 @@ def _summed(fabric: Any, values: torch.Tensor) -> torch.Tensor:
 
 def _check_same(before: dict[str, Any], config: TrainingConfig) -> None:
     now = config.model_dump(mode="json")
+    with contextlib.suppress(ConfigError):  # keys that are gone since: they differ
+        before = parse_config(before).model_dump(mode="json")  # keys that are new since: their defaults
     # The cosine spans the whole training: another length is another training.
     free = FREE_KEYS - ({"epochs"} if config.optimizer.decay.kind == "cosine" else set())
     differing = sorted(key for key in now if key not in free and now[key] != before.get(key))

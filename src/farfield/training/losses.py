@@ -1,8 +1,8 @@
-"""Losses on energies, forces and stress, and their weights by epoch."""
+"""Losses on energies, forces, stress and response labels, and their weights by epoch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,32 +10,41 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from farfield.training.config import LossConfig, StageConfig
-
-#: Parts of the loss, in the order in which they are kept.
-PARTS = ("energy", "forces", "stress")
+from farfield.training.config import ENERGETIC_PARTS, PARTS, RESPONSE_PARTS, LossConfig, StageConfig
 
 
 def weights_at(stages: Sequence[StageConfig], epoch: int) -> dict[str, float]:
     """Return the weights of the parts of the loss at an epoch; within a ramp they go linearly from the stage before."""
-    current = {part: getattr(stages[0], part) for part in PARTS}
+    parts = _weighted(stages)
+    current = {part: getattr(stages[0], part) for part in parts}
     for stage in stages:
         if epoch < stage.from_epoch:
             break
         # After `ramp` epochs the weights are those of the stage; without a ramp at once.
         share = 1.0 if stage.ramp == 0 else min(1.0, (epoch - stage.from_epoch + 1) / stage.ramp)
-        current = {part: (1 - share) * current[part] + share * getattr(stage, part) for part in PARTS}
+        current = {part: (1 - share) * current[part] + share * getattr(stage, part) for part in parts}
     return current
 
 
 def final_weights(stages: Sequence[StageConfig]) -> dict[str, float]:
     """Return the weights of the last stage: those by which all epochs are compared."""
-    return {part: getattr(stages[-1], part) for part in PARTS}
+    return {part: getattr(stages[-1], part) for part in _weighted(stages)}
 
 
 def used_labels(stages: Sequence[StageConfig]) -> list[str]:
     """Return the labels that have a weight in some stage, in the order of `PARTS`."""
     return [part for part in PARTS if any(getattr(stage, part) > 0 for stage in stages)]
+
+
+def _weighted(stages: Sequence[StageConfig]) -> list[str]:
+    """Parts that have a weight to speak of: those of every potential, and the others where they are used."""
+    used = used_labels(stages)
+    return [part for part in PARTS if part in ENERGETIC_PARTS or part in used]
+
+
+def used_responses(stages: Sequence[StageConfig]) -> list[str]:
+    """Return the labels of `RESPONSE_PARTS` that have a weight in some stage."""
+    return [part for part in used_labels(stages) if part in RESPONSE_PARTS]
 
 
 def penalty(difference: Tensor, kind: str, delta: float) -> Tensor:
@@ -57,8 +66,9 @@ class Errors:
     Attributes
     ----------
     difference
-        Energy per atom (eV/atom), shape (systems,), float64; forces (eV/Å), shape (atoms, 3); or stress (eV/Å³), shape
-        (systems, 3, 3). Zero where there is no label.
+        Energy per atom (eV/atom), shape (systems,), float64; forces (eV/Å), shape (atoms, 3); stress (eV/Å³), shape
+        (systems, 3, 3); dipole (e·Å), shape (systems, 3); charges (e), shape (atoms,); polarizability (Å³), shape
+        (systems, 3, 3); or Born charges (e), shape (atoms, 3, 3). Zero where there is no label.
     count
         How many of its components have a label; a scalar in float64.
     """
@@ -67,15 +77,24 @@ class Errors:
     count: Float[Tensor, ""]
 
 
-def errors_of(prediction: Any, labels: dict[str, Tensor], counts: Tensor, parts: Sequence[str]) -> dict[str, Errors]:
+def errors_of(
+    prediction: Any,
+    labels: dict[str, Tensor],
+    counts: Tensor,
+    parts: Sequence[str],
+    responses: Mapping[str, Tensor] | None = None,
+) -> dict[str, Errors]:
     """Return the differences of a prediction from the labels, by part; the energy is always there.
+
+    ``responses`` has the parts that are no attributes of the prediction (`farfield.training.responses`).
 
     Labels that are NaN are not known: nothing flows back from there. A prediction that is NaN is no such thing.
     Total energies are compared in float64, before any rounding: they are 10⁵ times what is to be resolved.
     """
     errors = {}
     for part in dict.fromkeys(("energy", *parts)):
-        predicted, label = getattr(prediction, part), labels[part]
+        given = (responses or {}).get(part)
+        predicted, label = getattr(prediction, part) if given is None else given, labels[part]
         if predicted.shape != label.shape:  # broadcasting would make a wrong loss of it without a word
             raise ValueError(
                 f"the {part} of the prediction has shape {tuple(predicted.shape)}, but its label {tuple(label.shape)}"
@@ -120,7 +139,7 @@ class ErrorSums:
             self.values[PARTS.index(part)] += torch.stack(sums)
 
     def metrics(self, values: Tensor | None = None) -> dict[str, float]:
-        """Return errors in meV/atom, meV/Å and meV/Å³, by names such as ``energy_rmse``."""
+        """Return errors, in thousandths of the units of `Errors`, by names such as ``energy_rmse``."""
         result = {}
         for part, (count, absolute, square, _) in zip(
             PARTS, (self.values if values is None else values).tolist(), strict=True

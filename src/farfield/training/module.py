@@ -9,9 +9,11 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from farfield.datasets.dataset import Sample
+from farfield.observables.outputs import in_gauge
 from farfield.potentials.augmented import AugmentedPotential
 from farfield.training.config import LossConfig, OptimizerConfig
-from farfield.training.losses import Errors, ErrorSums, errors_of, loss_of, used_labels, weights_at
+from farfield.training.losses import Errors, ErrorSums, errors_of, loss_of, used_labels, used_responses, weights_at
+from farfield.training.responses import responses_of
 
 
 class PotentialModule(LightningModule):
@@ -28,14 +30,29 @@ class PotentialModule(LightningModule):
         Loss section of the configuration.
     optimizer
         Optimizer section of the configuration.
+    epsilon_infinity
+        ε∞ of 3D-periodic systems, where it is known: charges and Born charges of these are physical with it only.
+    gauge_sign
+        Physical over latent sign of the charges, where the loss has labels that tell it.
     """
 
-    def __init__(self, potential: AugmentedPotential, loss: LossConfig, optimizer: OptimizerConfig) -> None:
+    def __init__(
+        self,
+        potential: AugmentedPotential,
+        loss: LossConfig,
+        optimizer: OptimizerConfig,
+        *,
+        epsilon_infinity: float | None = None,
+        gauge_sign: int = 1,
+    ) -> None:
         super().__init__()
         self.potential = potential
         self.loss_config = loss
         self.optimizer_config = optimizer
         self.parts: Sequence[str] = used_labels(loss.stages)
+        self.responses: Sequence[str] = used_responses(loss.stages)
+        self.epsilon_infinity = epsilon_infinity
+        self.gauge_sign = gauge_sign
         self.weights = weights_at(loss.stages, 0)
         self.sums: ErrorSums | None = None
 
@@ -46,12 +63,23 @@ class PotentialModule(LightningModule):
     def errors(self, potential: AugmentedPotential, sample: Sample, create_graph: bool) -> dict[str, Errors]:
         """Differences of a potential's prediction from the labels."""
         prediction = potential.predict(
-            sample.batch,
+            in_gauge(potential, sample.batch, self.gauge_sign),
             forces="forces" in self.parts,
             stress="stress" in self.parts,
             create_graph=create_graph,
         )
-        return errors_of(prediction, sample.labels, sample.batch.counts, self.parts)
+        responses = None
+        if self.responses and prediction.far is not None:
+            responses = responses_of(
+                potential,
+                sample,
+                prediction.far,
+                self.responses,
+                sign=self.gauge_sign,
+                epsilon_infinity=self.epsilon_infinity,
+                create_graph=create_graph,
+            )
+        return errors_of(prediction, sample.labels, sample.batch.counts, self.parts, responses)
 
     def forward(self, sample: Sample, batch_idx: int = 0) -> Tensor:
         """Return the loss of a batch; its errors are added to ``sums`` where that is set."""

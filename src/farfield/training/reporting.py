@@ -16,8 +16,16 @@ from rich.table import Table
 
 from farfield.files import write_text
 
-#: Units of the metrics, by the part they belong to.
-UNITS = {"energy": "meV/atom", "forces": "meV/Å", "stress": "meV/Å³"}
+#: Units of the metrics, by the part they belong to: thousandths of those of the loss.
+UNITS = {
+    "energy": "meV/atom",
+    "forces": "meV/Å",
+    "stress": "meV/Å³",
+    "dipole": "me·Å",
+    "charges": "me",
+    "polarizability": "10⁻³ Å³",
+    "born_charges": "me",
+}
 
 
 class History:
@@ -185,7 +193,7 @@ class Reporter:
             table.add_column(name, justify="right")
         keys = list(dict.fromkeys(key for metrics in columns.values() for key in metrics))
         for key in keys:
-            part, _, kind = key.partition("_")
+            part, _, kind = key.rpartition("_")
             cells = [f"{metrics[key]:.3f}" if key in metrics else "–" for metrics in columns.values()]
             table.add_row(f"{part} {kind.upper()} ({UNITS[part]})", *cells)
         output = Console(quiet=self.quiet)

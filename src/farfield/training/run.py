@@ -31,7 +31,8 @@ class TrainingResult:
     model
         The final model's file; None where the training was interrupted.
     metrics
-        By part of the data (``train``, ``validation``, ``test``): errors of the final model in meV/atom, meV/Å, meV/Å³.
+        By part of the data (``train``, ``validation``, ``test``): errors of the final model, in
+        the units of `farfield.training.reporting.UNITS`.
     epochs
         Epochs done.
     best_epoch
@@ -144,7 +145,8 @@ def _finish(trainer: Trainer) -> TrainingResult:
     metrics = trainer.metrics(potential)
     path = directory / "model.ff"
     if trainer.fabric.is_global_zero:
-        save_model(path, potential, config, trainer.data, metrics, trainer.kept_epoch)
+        sign = trainer.module.gauge_sign
+        save_model(path, potential, config, trainer.data, metrics, trainer.kept_epoch, sign)
         n_parameters = sum(p.numel() for p in potential.parameters())
         trainer.report.summary(
             f"{config.name}: {trainer.epoch} epochs in {_duration(trainer.seconds)}",
