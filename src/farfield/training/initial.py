@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from farfield.datasets.dataset import Dataset, collate
+from farfield.datasets.dataset import Dataset
 from farfield.model import load
 from farfield.potentials.augmented import AugmentedPotential
 from farfield.training.build import fit_reference_energies
@@ -12,6 +12,9 @@ from farfield.training.config import ConfigError, ModelConfig
 
 #: Systems per batch where the old model is applied to the new data.
 _BATCH = 16
+
+#: Settings of the long range that hold no weights: they may change.
+_FREE = frozenset({"accuracy", "epsilon_infinity"})
 
 
 def start_from(potential: AugmentedPotential, name: str, config: ModelConfig, train: Dataset) -> int:
@@ -78,15 +81,10 @@ def describe(name: str) -> str:
         return name
 
 
-#: Settings of the long range that hold no weights: they may change.
-_FREE = frozenset({"accuracy", "epsilon_infinity"})
-
-
 @torch.no_grad()
 def _explained(potential: AugmentedPotential, dataset: Dataset) -> list[float]:
     """Energy of each system by the potential (eV)."""
     energies: list[float] = []
-    for start in range(0, len(dataset), _BATCH):
-        sample = collate([dataset[i] for i in range(start, min(start + _BATCH, len(dataset)))])
+    for sample in dataset.batches(_BATCH):
         energies.extend(potential(sample.batch).energy.tolist())
     return energies
