@@ -90,9 +90,7 @@ def stability(batch: AtomicBatch, response: Response) -> Stability:
     response
         Latent κ and α of their atoms.
     """
-    bulk = batch.pbc.all(dim=1)
-    volume = torch.linalg.det(batch.cell.detach().double()).abs()
-    volume = torch.where(bulk, volume, 1.0)
+    volume = _volumes(batch)
     chi = k_d = torch.zeros_like(volume)
     if response.polarizability is not None:
         alpha = response.polarizability.detach()
@@ -101,7 +99,13 @@ def stability(batch: AtomicBatch, response: Response) -> Stability:
     if response.softness is not None:
         total = batch.sum_over_atoms(response.softness.detach())
         k_d = (4.0 * math.pi * COULOMB_CONSTANT * total / volume).sqrt()
-    return Stability(torch.where(bulk, chi, 0.0), torch.where(bulk, k_d, 0.0))
+    return Stability(chi, k_d)
+
+
+def _volumes(batch: AtomicBatch) -> Tensor:
+    """Volume of each system (Å³), float64; infinite where not periodic along all axes, so that densities vanish."""
+    volume = torch.linalg.det(batch.cell.detach().double()).abs()
+    return torch.where(batch.pbc.all(dim=1), volume, torch.inf)
 
 
 def check_stability(batch: AtomicBatch, response: Response) -> None:
@@ -175,12 +179,8 @@ def effective_epsilon(
         return epsilon_infinity
     chi = stability(batch, response).chi
     if total is not None:
-        volume = torch.linalg.det(batch.cell.detach().double()).abs()
         trace = total.detach().double().diagonal(dim1=1, dim2=2).sum(1)
-        bulk = batch.pbc.all(dim=1)
-        own = torch.where(
-            bulk, 1.0 + 4.0 * math.pi * COULOMB_CONSTANT * trace / (3.0 * torch.where(bulk, volume, 1.0)), 1.0
-        )
+        own = 1.0 + 4.0 * math.pi * COULOMB_CONSTANT * trace / (3.0 * _volumes(batch))
         return epsilon_infinity / own
     if screening == "published":
         return epsilon_infinity / (1.0 + chi)
