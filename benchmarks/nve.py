@@ -1,17 +1,18 @@
 """Energy conservation of a model in molecular dynamics at constant energy.
 
     python benchmarks/nve.py MODEL STRUCTURE [--picoseconds 10] [--step 0.5] [--temperature 300] [--seed 0]
-        [--record nve.csv]
+        [--repeat 1 1 1] [--record nve.csv]
 
 Velocity Verlet in float64 from Maxwell–Boltzmann velocities without drift of the centre of mass. Prints the drift of
 the total energy (slope of a straight line through it, times the length of the run), its fluctuation about that line,
-both in meV/atom, the temperatures of the first and last tenth, and the time per step.
+both in meV/atom, the temperatures of the first and last tenth, how the long range was summed, and the time per step.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections import Counter
 
 import ase.io
 import numpy as np
@@ -21,6 +22,28 @@ from ase.md.velocitydistribution import Stationary
 from ase.md.verlet import VelocityVerlet
 
 import farfield as ff
+from farfield.atoms.batch import AtomicBatch
+from farfield.electrostatics.plan import CoulombPlan, MeshGroup
+
+
+def watch_plans(calculator: ff.Calculator) -> list[str]:
+    """Return a list to which every plan of the long-range sum that is made from now on is added in words."""
+    plans: list[str] = []
+    long_range = calculator.models[0].potential.long_range
+    if long_range is None:
+        return plans
+    prepare = long_range.coulomb.prepare
+
+    def watched(batch: AtomicBatch, order: int = 0) -> CoulombPlan:
+        plan = prepare(batch, order)
+        for group in plan.groups:
+            name = type(group).__name__.removesuffix("Group").lower()
+            mesh = f" of {group.shapes[0]} points, order {group.orders[0]}" if isinstance(group, MeshGroup) else ""
+            plans.append(name + mesh)
+        return plan
+
+    long_range.coulomb.prepare = watched
+    return plans
 
 
 def main() -> None:
@@ -31,11 +54,13 @@ def main() -> None:
     parser.add_argument("--step", type=float, default=0.5, help="time step (fs)")
     parser.add_argument("--temperature", type=float, default=300.0, help="of the initial velocities (K)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--repeat", type=int, nargs=3, default=(1, 1, 1), help="copies of the cell along its vectors")
     parser.add_argument("--record", help="CSV file: time (ps), change of the total energy (meV/atom), temperature (K)")
     options = parser.parse_args()
 
-    atoms = ase.io.read(options.structure, index=0)
+    atoms = ase.io.read(options.structure, index=0).repeat(options.repeat)
     atoms.calc = ff.Calculator(options.model, dtype=torch.float64)
+    plans = watch_plans(atoms.calc)
     spread = np.sqrt(units.kB * options.temperature / atoms.get_masses())
     atoms.set_velocities(np.random.default_rng(options.seed).normal(size=(len(atoms), 3)) * spread[:, None])
     Stationary(atoms)
@@ -75,6 +100,8 @@ def main() -> None:
     print(
         f"temperature  {np.mean(temperatures[:tenth]):.0f} K at first, {np.mean(temperatures[-tenth:]):.0f} K at last"
     )
+    for plan, times in Counter(plans).items():
+        print(f"long range   {plan}, prepared {times} times")
     print(f"neighbours   found {atoms.calc.neighbors.builds} times; {wall / steps * 1000.0:.1f} ms a step")
 
 

@@ -16,9 +16,74 @@ from electrostatic_systems import (
     water,
 )
 
+from farfield.atoms.batch import AtomicBatch
 from farfield.electrostatics.coulomb import Coulomb
 from farfield.electrostatics.cutoff import SWITCH_START, reduced_cutoff, self_factors, switch
 from farfield.electrostatics.multipoles import Multipoles
+
+
+def check_force_errors(smearing: float, accuracies: tuple[float, ...], batch: AtomicBatch, given: Multipoles) -> None:
+    """Compare the forces of Ewald sums to converged ones."""
+    _, exact, _ = forces_and_strain(Coulomb(smearing, accuracy=1e-11, method="ewald"), batch, given)
+    for accuracy in accuracies:
+        _, forces, _ = forces_and_strain(Coulomb(smearing, accuracy=accuracy, method="ewald"), batch, given)
+        assert float((forces - exact).norm() / exact.norm()) < accuracy
+
+
+def only(multipoles: Multipoles, order: int) -> Multipoles:
+    """Multipoles of one order alone, charges neutral: their forces have the most at large k."""
+    dipoles, quadrupoles = multipoles.dipoles, multipoles.quadrupoles
+    if order == 0:
+        return Multipoles(multipoles.charges - multipoles.charges.mean())
+    none = torch.zeros_like(multipoles.charges)
+    return Multipoles(none, dipoles if order == 1 else None, quadrupoles if order == 2 else None)
+
+
+@pytest.mark.parametrize("make", [water, salt])
+@pytest.mark.parametrize("order", [1, 2])
+def test_force_error_of_dipoles_and_of_quadrupoles_alone(make, order):
+    """Without charges, whose forces come from longer waves, the error is the largest."""
+    batch, _ = make()
+    multipoles = only(random_multipoles(batch.n_atoms), order)
+    check_force_errors(1.0, (1e-2, 1e-4, 1e-6), batch, multipoles)
+
+
+#: Cells of few σ: short along all axes, along two or one of them, and skewed.
+SHORT_CELLS = {
+    "cube": [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]],
+    "sheet": [[1.0, 0.0, 0.0], [-0.5, 0.866, 0.0], [0.0, 0.0, 6.0]],
+    "needle": [[1.0, 0.0, 0.0], [0.0, 5.0, 0.0], [0.0, 0.0, 6.0]],
+    "skewed": [[1.0, 0.0, 0.0], [2.4, 1.1, 0.0], [0.3, -1.2, 1.0]],
+}
+
+
+@pytest.mark.parametrize("shape", list(SHORT_CELLS))
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_force_error_in_cells_of_few_smearing_lengths(shape, order):
+    """There the longest waves are short, and a cutoff for waves of all lengths leaves out a large share, or all."""
+    for length in (1.5, 2.0, 2.5, 3.0, 4.0, 5.5):
+        cell = length * torch.tensor(SHORT_CELLS[shape], dtype=torch.float64)
+        for atoms, seed in ((2, 1), (6, 2)):
+            batch, multipoles = random_system(atoms, cell, seed), random_multipoles(atoms, order, seed)
+            if shape in ("sheet", "needle"):  # atoms in a plane or on a line: no forces but those of the short waves
+                open_axes = torch.tensor([1.0, 0.0, 0.0] if shape == "needle" else [1.0, 1.0, 0.0])
+                batch = batch.replace(positions=batch.positions * open_axes)
+            for given in (only(multipoles, order), multipoles.replace(charges=only(multipoles, 0).charges)):
+                check_force_errors(1.0, (1e-2, 1e-4), batch, given)
+
+
+@pytest.mark.parametrize("periodic", [1, 2])
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_force_error_of_slabs_and_wires(periodic, order):
+    """Thin ones of short cells, and one as wide as a liquid's surface."""
+    for length, width, atoms in ((2.0, 0.0, 4), (3.0, 2.0, 6), (9.0, 6.0, 60)):
+        cell = torch.diag(torch.tensor([length] * periodic + [max(width, 1.0)] * (3 - periodic), dtype=torch.float64))
+        batch, multipoles = random_system(atoms, cell, seed=periodic), random_multipoles(atoms, order, seed=4)
+        if width == 0.0:
+            batch = batch.replace(positions=batch.positions * (cell.diagonal() == length))
+        batch = batch.replace(pbc=torch.tensor([[axis < periodic for axis in range(3)]]))
+        for given in (only(multipoles, order), multipoles.replace(charges=only(multipoles, 0).charges)):
+            check_force_errors(1.0, (1e-2, 1e-4), batch, given)
 
 
 @pytest.mark.parametrize("make", [water, salt])
@@ -55,17 +120,19 @@ def test_switch_is_smooth_and_ends_at_the_cutoff():
 
 def test_self_factors_tend_to_one():
     for order in range(3):
-        loose = self_factors(reduced_cutoff(1e-2, order, 1.0))
+        cutoffs = [reduced_cutoff(accuracy, order, 1.0, 1000) for accuracy in (1e-2, 1e-9)]
+        loose, tight = self_factors(torch.tensor(cutoffs, dtype=torch.float64)).tolist()
         assert all(0.9 < factor < 1.0 for factor in loose)
         assert loose[0] > loose[1] > loose[2]
-        tight = self_factors(reduced_cutoff(1e-9, order, 1.0))
         assert all(abs(factor - 1.0) < 1e-7 for factor in tight)
 
 
 def test_closer_accuracy_needs_a_longer_cutoff():
-    cutoffs = [reduced_cutoff(accuracy, 0, 1.0) for accuracy in (1e-2, 1e-4, 1e-8)]
+    cutoffs = [reduced_cutoff(accuracy, 0, 1.0, 100) for accuracy in (1e-2, 1e-4, 1e-8)]
     assert cutoffs == sorted(cutoffs)
-    assert reduced_cutoff(1e-4, 0, 1.0) < reduced_cutoff(1e-4, 1, 1.0) < reduced_cutoff(1e-4, 2, 1.0)
+    orders = [reduced_cutoff(1e-4, order, 1.0, 100) for order in range(3)]
+    assert orders == sorted(orders)
+    assert reduced_cutoff(1e-4, 0, 1.0, 2) > reduced_cutoff(1e-4, 0, 1.0, 100)
 
 
 @pytest.mark.parametrize("box", [TRICLINIC, None], ids=["periodic", "open"])
@@ -105,6 +172,7 @@ def test_truncation_does_not_shift_the_energy():
     """Only the truncated part of the self-energy is taken off; the whole would shift the energy of a loose sum."""
     batch, charges = water()
     loose, tight = (float(Coulomb(1.0, accuracy=a)(batch, Multipoles(charges)).energy) for a in (1e-2, 1e-9))
-    missing = 1.0 - self_factors(reduced_cutoff(1e-2, 0, 1.0))[0]
+    cutoff = torch.tensor(reduced_cutoff(1e-2, 0, 1.0, batch.n_atoms), dtype=torch.float64)
+    missing = 1.0 - float(self_factors(cutoff)[0])
     whole = 14.4 / math.sqrt(2.0 * math.pi) * float((charges**2).sum()) * missing
     assert abs(loose - tight) < 0.2 * whole

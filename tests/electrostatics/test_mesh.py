@@ -315,6 +315,15 @@ def test_large_systems_take_the_mesh_and_small_ones_do_not():
     ]
 
 
+def test_the_choice_depends_on_the_multipoles():
+    """Pairs of quadrupoles cost far more than pairs of charges, on the mesh they cost little more."""
+    batch = water(6, CLUSTER)[0]
+    groups = [Coulomb().prepare(batch, order).groups for order in (0, 2)]
+    assert [type(group).__name__ for (group,) in groups] == ["OpenGroup", "MeshGroup"]
+    with pytest.raises(ValueError, match="`order` is 3"):
+        Coulomb().prepare(batch, 3)
+
+
 def test_closer_accuracy_needs_a_finer_mesh():
     for order in (6, 8):
         spacings = [mesh_spacing(accuracy, 0, order, 1.0) for accuracy in (0.1, 1e-2, 1e-4, 1e-6, 1e-9)]

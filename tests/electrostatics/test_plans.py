@@ -19,9 +19,9 @@ def counted(monkeypatch):
     coulomb, made = Coulomb(), []
     prepare = coulomb.prepare
 
-    def count(batch):
+    def count(batch, order=0):
         made.append(batch)
-        return prepare(batch)
+        return prepare(batch, order)
 
     monkeypatch.setattr(coulomb, "prepare", count)
     return coulomb, made
@@ -44,6 +44,19 @@ def test_a_plan_serves_while_systems_and_cells_stay(counted):
         assert len(made) == before + 1
     coulomb(random_system(5, TRICLINIC), random_multipoles(5))
     assert made[-1].n_atoms == 5
+
+
+def test_a_plan_serves_for_multipoles_of_the_same_order(counted):
+    """Another order may be summed faster in another way; a method that is given leaves no choice."""
+    coulomb, made = counted
+    batch = random_system(4, TRICLINIC)
+    for order, plans in ((0, 1), (0, 1), (2, 2), (2, 2)):
+        coulomb(batch, random_multipoles(4, order))
+        assert len(made) == plans
+    coulomb.method = "ewald"
+    for order in (2, 0, 1):
+        coulomb(batch, random_multipoles(4, order))
+        assert len(made) == 3
 
 
 def test_a_slab_that_outgrows_its_plan_gets_another(counted):

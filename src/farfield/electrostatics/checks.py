@@ -78,6 +78,12 @@ def check_batch_values(batch: AtomicBatch) -> None:
         _check_cell(cells[system], periodic[system], system)
 
 
+def check_order(order: int) -> None:
+    """Refuse highest multipoles that there are none of."""
+    if order not in (0, 1, 2):
+        raise ValueError(f"`order` is {order!r} but must be 0 (charges), 1 (dipoles) or 2 (quadrupoles)")
+
+
 def check_positions(batch: AtomicBatch) -> None:
     """Refuse positions that are not finite. Synchronizes the device.
 

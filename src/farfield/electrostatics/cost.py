@@ -1,8 +1,7 @@
 """What the sums cost, and the mesh that reaches an accuracy for the least: how `Coulomb` chooses its method.
 
-Times are estimates for energy and forces on one core (ns), good enough to tell which sum is faster;
-`benchmarks/scaling.py` measures them. On other machines the crossing points move little: all three sums are bound by
-arithmetic.
+Times are estimates for energy and forces on one core, good enough to tell which sum is faster. On other machines the
+crossing points move little: all three sums are bound by arithmetic.
 """
 
 from __future__ import annotations
@@ -55,6 +54,18 @@ _FEW = 6.0
 #: In a cell shorter than this many σ all waves are shorter than most of those the table is made of; the spacing shrinks
 #: with the cell.
 _SHORT = 4.2
+
+#: Constants of the estimates (ns) for charges, up to dipoles, and up to quadrupoles, fitted to times of water in bulk,
+#: as slabs and as droplets:
+#:   python -m benchmarks.cost_model
+#: Of a mesh: each atom's order³ points; each point times log₂ of their number; the calls.
+_MESH = ((3.1, 1.22, 7.9e5), (4.4, 1.27, 8.5e5), (6.5, 1.28, 8.3e5))
+
+#: Of Ewald: each wave and atom; each wave; the calls.
+_EWALD = ((0.19, 48.0, 1.8e6), (0.315, 51.0, 2.0e6), (0.43, 50.0, 2.4e6))
+
+#: Of the open sum: each of N² pairs; the calls.
+_OPEN = ((16.0, 4.8e5), (173.0, 4.4e5), (558.0, 7.4e5))
 
 
 @dataclass(frozen=True)
@@ -114,19 +125,30 @@ def mesh_size(accuracy: float, degree: int, smearing: float, atoms: int, lengths
     for order in _ERRORS[degree]:
         spacing = share * mesh_spacing(accuracy / (1.0 + _FEW / atoms), degree, order, smearing)
         shape = tuple(good_size(length / spacing, even=axis == 2) for axis, length in enumerate(lengths))
-        points = math.prod(shape)
-        # spreading and gathering, a pair of transforms, passes over the mesh, and the calls themselves
-        cost = atoms * order**3 * (3.0 + 2.5 * degree) + points * (1.2 * math.log2(points) + 6.0) + 1.5e6
-        sizes.append(MeshSize((shape[0], shape[1], shape[2]), order, cost))
+        size = (shape[0], shape[1], shape[2])
+        sizes.append(MeshSize(size, order, mesh_cost(atoms, size, order, degree)))
     return min(sizes, key=lambda size: size.cost)
+
+
+def mesh_cost(atoms: int, shape: tuple[int, int, int], order: int, degree: int) -> float:
+    """Estimate of the time of a sum on a mesh (ns) for multipoles up to a degree, by compiled splines of an order."""
+    of_stencil, of_transform, of_calls = _MESH[degree]
+    points = math.prod(shape)
+    return atoms * order**3 * of_stencil + points * math.log2(points) * of_transform + of_calls
+
+
+def waves_of(ranges: tuple[int, ...]) -> int:
+    """Return the number of waves that an Ewald sum computes, from their largest indices along the axes."""
+    return math.prod(2 * (n + 1) for n in ranges)
 
 
 def ewald_cost(atoms: int, ranges: tuple[int, ...], degree: int) -> float:
     """Estimate of the time of an Ewald sum (ns), from the largest indices of its reciprocal vectors along the axes."""
-    waves = math.prod(2 * (n + 1) for n in ranges)
-    return atoms * waves * (0.25 + 0.35 * degree) + 1.2e6
+    of_pair, of_wave, of_calls = _EWALD[degree]
+    return waves_of(ranges) * (atoms * of_pair + of_wave) + of_calls
 
 
 def open_cost(atoms: int, degree: int) -> float:
     """Estimate of the time of a direct sum over the pairs of an open system (ns)."""
-    return atoms**2 * (8.0, 60.0, 200.0)[degree] + 0.6e6
+    of_pair, of_calls = _OPEN[degree]
+    return atoms**2 * of_pair + of_calls

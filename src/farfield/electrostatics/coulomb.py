@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from farfield.atoms.batch import AtomicBatch
-from farfield.electrostatics.checks import check_multipole_shapes, check_multipole_values
+from farfield.electrostatics.checks import check_multipole_shapes, check_multipole_values, check_order
 from farfield.electrostatics.distributed import graph_of, sum_over_ranks, together
 from farfield.electrostatics.group_sums import pair_energies
 from farfield.electrostatics.multipoles import Multipoles
@@ -186,14 +186,14 @@ class Coulomb(Solver):
             For wrong dtypes.
         """
         frozen = plan is not None
-        plan = self._checked_plan(batch, plan)
+        order = multipole_order(multipoles)
+        plan = self._checked_plan(batch, plan, order)
         with together(self.process_group) as same:
             if outputs not in _OUTPUTS:
                 raise ValueError(f"`outputs` is {outputs!r} but must be one of {', '.join(map(repr, _OUTPUTS))}")
             check_multipole_shapes(multipoles, batch.positions)
             if not frozen:
                 check_multipole_values(multipoles)
-            order = multipole_order(multipoles)
             if self.process_group is not None:
                 same["the place of `outputs` among its options"] = _OUTPUTS.index(outputs)
                 same.update(graph_of(positions=batch.positions, cell=batch.cell, **vars(multipoles)))
@@ -241,12 +241,11 @@ class Coulomb(Solver):
             For another order or level, and as `prepare`.
         """
         with together(self.process_group) as same:
-            if order not in (0, 1, 2):
-                raise ValueError(f"`order` is {order!r} but must be 0 (charges), 1 (dipoles) or 2 (quadrupoles)")
+            check_order(order)
             if levels not in (1, 2, 3):
                 raise ValueError(f"`levels` is {levels!r} but must be 1 (potential), 2 (field) or 3 (field gradient)")
             same["`order`"], same["`levels`"] = order, levels
-        return self._operator(batch, self._checked_plan(batch, plan), order, levels)
+        return self._operator(batch, self._checked_plan(batch, plan, order), order, levels)
 
     def _operator(self, batch: AtomicBatch, plan: CoulombPlan, order: int, levels: int) -> CoulombOperator:
         return CoulombOperator(

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from farfield.atoms.batch import AtomicBatch
 from farfield.electrostatics.checks import check_coefficients
-from farfield.electrostatics.cutoff import switch
+from farfield.electrostatics.cutoff import switched_nodes
 from farfield.electrostatics.dispersion_kernels import dispersion_kernel, dispersion_transform
 from farfield.electrostatics.distributed import graph_of, shared, sum_over_ranks, to_each_rank, together
 from farfield.electrostatics.ewald import EwaldGeometry
@@ -113,7 +113,7 @@ class Dispersion(Solver):
     ) -> None:
         super().__init__(smearing, accuracy=accuracy, method=method, process_group=process_group)
 
-    def _make_plan(self, batch: AtomicBatch, smearing: np.ndarray) -> CoulombPlan:
+    def _make_plan(self, batch: AtomicBatch, smearing: np.ndarray, order: int) -> CoulombPlan:
         gap = _GAP * self.accuracy**-0.25 * max(1.0, float(smearing.max(initial=0.0)))
         return make_plan(batch, smearing, self.accuracy / _RATIO, self.method, gap=gap, ranks=self.process_group)
 
@@ -197,7 +197,7 @@ class _EwaldSum:
     def __init__(self, group: EwaldGroup, batch: AtomicBatch, ranks: dist.ProcessGroup | None, unchanged: bool) -> None:
         self.padding, self._ranks = group.padding, ranks
         positions, cell = positions_and_cells(group, batch, ranks)
-        cutoff = group.cutoffs[0]
+        cutoff = group.summed_to(0, shared(cell, ranks))
         self._geometry = EwaldGeometry(
             positions,
             cell,
@@ -264,20 +264,13 @@ def _kernel_at_zero(smearing: Tensor) -> Tensor:
     return (0.5**0.5 / smearing) ** 6 / 6.0
 
 
-@functools.cache
-def _nodes(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    x, weights = np.polynomial.legendre.leggauss(count)
-    with torch.inference_mode(False):  # made in inference mode, autograd could not keep them
-        return torch.from_numpy(0.5 * (x + 1.0)).to(device), torch.from_numpy(0.5 * weights).to(device)
-
-
 def _self_factor(cutoff: Tensor) -> Tensor:
     """Share of f(0) that a sum truncated at σ|k| = ``cutoff`` (members,) holds, as for charges: `self_factors`.
 
     In a large cell ∫ f̂ switch k² dk / ∫ f̂ k² dk, where the whole integral is 2π² f(0) = π²/24 at σ = 1 Å.
     """
-    nodes, weights = _nodes(200, cutoff.device)
+    nodes, weights = switched_nodes(cutoff.device)
     x = cutoff[:, None] * nodes
     one = torch.ones((), dtype=cutoff.dtype, device=cutoff.device)
-    density = dispersion_transform(x * x, one) * switch(nodes * nodes) * x * x
+    density = dispersion_transform(x * x, one) * x * x
     return cutoff * (density @ weights) * (24.0 / math.pi**2)

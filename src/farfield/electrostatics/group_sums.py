@@ -158,8 +158,6 @@ class _ReciprocalSum(ABC):
         Their batch.
     background
         As in `Coulomb`.
-    factors
-        Shares of the self-energy that the sum holds and that are subtracted, (members, 3); None to keep them.
     ranks
         The process group whose ranks hold the other atoms of the systems.
     """
@@ -169,14 +167,14 @@ class _ReciprocalSum(ABC):
         group: EwaldGroup | MeshGroup,
         batch: AtomicBatch,
         background: str,
-        factors: Tensor | None,
         ranks: dist.ProcessGroup | None,
     ) -> None:
         self.padding, self._ranks = group.padding, ranks
         self._positions, self._cell = positions_and_cells(group, batch, ranks)
         dtype = self._positions.dtype
         self._smearing = group.smearing.to(dtype)[:, None]
-        self._factors = None if factors is None else factors.to(dtype)
+        #: Shares of the self-energy that the sum holds and that are subtracted, (members, 3); None to keep them.
+        self._factors: Tensor | None = None
         # −π k_e σ² Q²/V turns the background that neutralizes Gaussians into the one of point charges.
         self._shift = None
         if background == "point" and group.truncation is None:
@@ -226,14 +224,17 @@ class EwaldSum(_ReciprocalSum):
         self_interaction: bool,
         ranks: dist.ProcessGroup | None,
     ) -> None:
-        super().__init__(group, batch, background, None if self_interaction else group.self_factors[order], ranks)
+        super().__init__(group, batch, background, ranks)
+        cutoff = group.summed_to(order, shared(self._cell, ranks))
+        if not self_interaction:
+            self._factors = group.self_factors_of(order, cutoff).to(self._positions.dtype)
         self._geometry = EwaldGeometry(
             self._positions,
             self._cell,
             group.basis,
             group.smearing,
             group.ranges[order],
-            group.cutoffs[order],
+            cutoff,
             source_levels=order + 1,
             field_levels=levels,
             truncation=group.truncation,
@@ -265,7 +266,9 @@ class MeshSum(_ReciprocalSum):
         unchanged: bool,
     ) -> None:
         # Of a Gaussian's interaction with itself the mesh holds all but what accuracy allows.
-        super().__init__(group, batch, background, None if self_interaction else group.smearing.new_ones(1, 3), ranks)
+        super().__init__(group, batch, background, ranks)
+        if not self_interaction:
+            self._factors = self._positions.new_ones(1, 3)
         self._geometry = MeshGeometry(
             self._positions[0],
             self._cell[0].double(),

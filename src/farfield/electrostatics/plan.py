@@ -21,15 +21,12 @@ from torch import Tensor
 from farfield.atoms.batch import AtomicBatch
 from farfield.electrostatics.boundary import Truncation, make_truncation, spread_beyond
 from farfield.electrostatics.cost import MeshSize, ewald_cost, mesh_size, open_cost
-from farfield.electrostatics.cutoff import reduced_cutoff, self_factors
+from farfield.electrostatics.cutoff import reduced_cutoff, self_factors, short_cell, short_vectors
 from farfield.electrostatics.distributed import ranks_of
 from farfield.electrostatics.graphs import is_traced
 from farfield.electrostatics.lattice import reduced_bases
 from farfield.electrostatics.padding import Census, Padding, make_padding, take_census
-
-#: Open systems with fewer atoms are summed directly, ones periodic along all axes by Ewald, without another thought.
-_LEAST_OPEN_TO_COMPARE = 500
-_LEAST_PERIODIC_TO_COMPARE = 200
+from farfield.electrostatics.spreading import LEAST_COMPILED
 
 #: A system joins a group while its padded cost stays below this multiple of its own.
 _WASTE = 2.5
@@ -103,10 +100,13 @@ class EwaldGroup:
         For each order of multipoles (charges, dipoles, quadrupoles): the largest index along each axis of the
         reciprocal vectors inside the cutoff.
     cutoffs
-        For each order, σ|k| where the sum ends, shape (3, members).
+        For each order, σ|k| where the sum ends in a large cell, shape (3, members).
     self_factors
-        For each order, the shares of the self-energy of charges, dipoles, quadrupoles in the sum, shape (3, members,
+        For each order, the shares of the self-energy of charges, dipoles, quadrupoles in such a sum, shape (3, members,
         3).
+    short_vectors
+        Indices of the lattice vectors that move this cutoff in a short cell (see `farfield.electrostatics.cutoff`),
+        shape (vectors, 3); None where all cells are large.
     truncation
         How the kernel ends for systems that are open along some axes; None for those periodic along all.
     """
@@ -117,7 +117,16 @@ class EwaldGroup:
     ranges: tuple[tuple[int, int, int], ...]
     cutoffs: Float[Tensor, "3 members"]
     self_factors: Float[Tensor, "3 members 3"]
+    short_vectors: Float[Tensor, "vectors 3"] | None = None
     truncation: Truncation | None = None
+
+    def summed_to(self, order: int, cell: Tensor) -> Tensor:
+        """σ|k| where the sum for multipoles up to an order ends in cells, padded along open directions, (members,)."""
+        return short_cell(self.cutoffs[order], cell.double(), self.smearing, self.short_vectors)
+
+    def self_factors_of(self, order: int, cutoff: Tensor) -> Tensor:
+        """Shares of the self-energy in a sum that ends at what `summed_to` gave, shape (members, 3)."""
+        return self.self_factors[order] if self.short_vectors is None else self_factors(cutoff)
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,7 +247,7 @@ class _Reciprocal:
     truncation: Truncation | None
     basis: np.ndarray
     lengths: np.ndarray
-    cutoffs: np.ndarray
+    cutoffs: Tensor
     ranges: np.ndarray
 
 
@@ -248,6 +257,7 @@ def make_plan(
     accuracy: float,
     method: str = "auto",
     gap: float | None = None,
+    order: int = 0,
     ranks: dist.ProcessGroup | None = None,
 ) -> CoulombPlan:
     """Group the systems of a checked batch and size their sums.
@@ -264,6 +274,8 @@ def make_plan(
         ``"auto"``, ``"open"``, ``"ewald"`` or ``"mesh"``; see `Coulomb`.
     gap
         Room (Å) to the images along open directions, for an interaction so short that no truncated kernel is needed.
+    order
+        Highest multipoles for which ``"auto"`` takes the fastest sum.
     ranks
         The process group whose ranks hold the atoms. All of them come to the same groups and sizes.
     """
@@ -279,7 +291,7 @@ def make_plan(
     for dimension in (3, 2, 1, 0):
         alike = np.flatnonzero((dimensions == dimension) & (counts > 0))
         if dimension == 0 and method in ("auto", "open"):
-            direct = np.full(len(alike), True) if method == "open" else counts[alike] < _LEAST_OPEN_TO_COMPARE
+            direct = np.full(len(alike), True) if method == "open" else counts[alike] < LEAST_COMPILED
             opened.extend(alike[direct].tolist())
             alike = alike[~direct]
         if not len(alike):
@@ -288,7 +300,7 @@ def make_plan(
         by_ewald = []
         for index, system in enumerate(alike.tolist()):
             atoms, sigma = int(counts[system]), float(smearing[system])
-            choice = method if method != "auto" else _cheapest(sizes, index, atoms, sigma, accuracy)
+            choice = method if method != "auto" else _cheapest(sizes, index, atoms, sigma, accuracy, order)
             if choice == "open":
                 opened.append(system)
             elif choice == "ewald":
@@ -324,14 +336,16 @@ def make_plan(
     )
 
 
-def _cheapest(sizes: _Reciprocal, index: int, atoms: int, smearing: float, accuracy: float) -> str:
-    """Name of the sum that takes the least time for the charges of a system."""
-    if sizes.truncation is None and atoms < _LEAST_PERIODIC_TO_COMPARE:
+def _cheapest(sizes: _Reciprocal, index: int, atoms: int, smearing: float, accuracy: float, order: int) -> str:
+    """Name of the sum that takes the least time for multipoles of a system up to an order."""
+    truncation = sizes.truncation
+    # As open systems: what is too small for the compiled kernels of the mesh is not worth another thought.
+    if truncation is None and atoms < LEAST_COMPILED:
         return "ewald"
-    mesh = mesh_size(accuracy, 0, smearing, atoms, tuple(sizes.lengths[index].tolist()))
-    costs = {"mesh": mesh.cost, "ewald": ewald_cost(atoms, tuple(sizes.ranges[0, index].tolist()), 0)}
-    if sizes.truncation is not None and sizes.truncation.periodic == 0:
-        costs["open"] = open_cost(atoms, 0)
+    mesh = mesh_size(accuracy, order, smearing, atoms, tuple(sizes.lengths[index].tolist()))
+    costs = {"mesh": mesh.cost, "ewald": ewald_cost(atoms, tuple(sizes.ranges[order, index].tolist()), order)}
+    if truncation is not None and truncation.periodic == 0:
+        costs["open"] = open_cost(atoms, order)
     return min(costs, key=lambda name: costs[name])
 
 
@@ -379,10 +393,19 @@ def _reciprocal_sizes(
         truncation, cells = make_truncation(positions, padding.mask, cells, pbc[systems], sigma, gap, ranks)
     basis = reduced_bases(cells.numpy(), dimension)
     lengths = np.linalg.norm(basis @ cells.numpy(), axis=2)
-    cutoffs = np.array([[reduced_cutoff(accuracy, order, float(smearing[i])) for i in systems] for order in range(3)])
+    sigma = smearing[systems]
+    of_each = list(zip(sigma.tolist(), census.total[systems].tolist(), strict=True))
+    wanted = [[reduced_cutoff(accuracy, order, one, atoms) for one, atoms in of_each] for order in range(3)]
+    cutoffs = torch.tensor(wanted, dtype=torch.float64)
+    ends = short_cell(cutoffs, cells, torch.from_numpy(sigma), _short_vectors(cells, sigma))
     # An index h of k obeys |h| = |k·a|/2π ≤ |k||a|/2π.
-    ranges = np.floor(cutoffs[..., None] * (lengths / smearing[systems, None] / (2.0 * math.pi))).astype(int)
+    ranges = np.floor(ends.numpy()[..., None] * (lengths / sigma[:, None] / (2.0 * math.pi))).astype(int)
     return _Reciprocal(systems, cells, truncation, basis, lengths, cutoffs, ranges)
+
+
+def _short_vectors(cells: Tensor, smearing: np.ndarray) -> Tensor | None:
+    vectors = short_vectors(cells.numpy(), smearing)
+    return None if vectors is None else torch.from_numpy(vectors)
 
 
 def _ewald_groups(
@@ -395,7 +418,6 @@ def _ewald_groups(
     """Group those of the systems that are summed by Ewald."""
     systems, ranges = sizes.systems[which], sizes.ranges[:, which]
     measures = np.concatenate((census.total[systems, None], ranges[0] + 1), axis=1).astype(float)
-    factors = np.array([[self_factors(cutoff) for cutoff in of_order] for of_order in sizes.cutoffs[:, which]])
     groups = []
     for members in _group_by_cost(measures.prod(1), measures) if which else []:
         chosen = [which[member] for member in members]
@@ -405,8 +427,9 @@ def _ewald_groups(
                 smearing=torch.from_numpy(smearing[systems[members]]).to(device),
                 basis=torch.from_numpy(sizes.basis[chosen]).to(device),
                 ranges=tuple(tuple(ranges[order][members].max(0).tolist()) for order in range(3)),
-                cutoffs=torch.from_numpy(sizes.cutoffs[:, chosen]).to(device),
-                self_factors=torch.from_numpy(factors[:, members]).to(device),
+                cutoffs=sizes.cutoffs[:, chosen].to(device),
+                self_factors=self_factors(sizes.cutoffs[:, chosen]).to(device),
+                short_vectors=_to(_short_vectors(sizes.cells[chosen], smearing[systems[members]]), device),
                 truncation=_truncation(sizes, chosen, ranges[:, members], device),
             )
         )

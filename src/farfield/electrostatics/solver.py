@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from farfield.atoms.batch import AtomicBatch
-from farfield.electrostatics.checks import check_batch_shapes, check_batch_values, check_positions
+from farfield.electrostatics.checks import check_batch_shapes, check_batch_values, check_order, check_positions
 from farfield.electrostatics.distributed import check_process_group, check_same, everywhere, ranks_of, together
 from farfield.electrostatics.plan import CoulombPlan, Seen, make_plan
 
@@ -141,11 +141,11 @@ class Solver:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.config().items())})"
 
-    def _make_plan(self, batch: AtomicBatch, smearing: np.ndarray) -> CoulombPlan:
+    def _make_plan(self, batch: AtomicBatch, smearing: np.ndarray, order: int) -> CoulombPlan:
         """Plan a checked batch whose systems have these σ (Å)."""
-        return make_plan(batch, smearing, self.accuracy, self.method, ranks=self.process_group)
+        return make_plan(batch, smearing, self.accuracy, self.method, order=order, ranks=self.process_group)
 
-    def prepare(self, batch: AtomicBatch) -> CoulombPlan:
+    def prepare(self, batch: AtomicBatch, order: int = 0) -> CoulombPlan:
         """Check a batch and settle how it will be summed.
 
         The plan depends on which atoms belong to which system, on the cells and on ``pbc``, and for slabs and wires on
@@ -158,6 +158,9 @@ class Solver:
         ----------
         batch
             The batch; ``numbers`` and ``neighbors`` are not looked at.
+        order
+            Highest multipoles for which ``method="auto"`` takes the fastest sum: 0 charges, 1 dipoles, 2 quadrupoles.
+            The plan is good for all.
 
         Returns
         -------
@@ -168,13 +171,14 @@ class Solver:
         ------
         ValueError
             For wrong shapes, positions or periodic cells that are not finite, a zero or degenerate cell vector on a
-            periodic axis, a batch that does not fit ``smearing`` or ``method``.
+            periodic axis, a batch that does not fit ``smearing`` or ``method``, another order.
         TypeError
             For wrong dtypes.
         """
         with together(self.process_group) as same:
             self._check_batch(batch)
-            same["the number of systems"] = batch.n_systems
+            check_order(order)
+            same["the number of systems"], same["`order`"] = batch.n_systems, order
             same["`accuracy`"], same["`method`"] = self.accuracy, _METHODS.index(self.method)
             same["bits of `positions.dtype`"] = torch.finfo(batch.positions.dtype).bits
         smearing = self.smearing
@@ -184,7 +188,7 @@ class Solver:
             check_same("smearing", smearing, self.process_group)
             check_same("pbc", batch.pbc, self.process_group)
             check_same("cell", batch.cell.detach().where(batch.pbc[..., None], 0.0), self.process_group)
-        return self._make_plan(batch, smearing.numpy())
+        return self._make_plan(batch, smearing.numpy(), order)
 
     def _check_batch(self, batch: AtomicBatch) -> None:
         check_batch_shapes(batch)
@@ -200,9 +204,9 @@ class Solver:
                 f"`smearing` has {len(self.smearing)} values but the batch has {batch.n_systems} systems: give one each"
             )
 
-    def _checked_plan(self, batch: AtomicBatch, plan: CoulombPlan | None) -> CoulombPlan:
+    def _checked_plan(self, batch: AtomicBatch, plan: CoulombPlan | None, order: int = 0) -> CoulombPlan:
         if plan is None:
-            return self.plan_of(batch)
+            return self.plan_of(batch, order)
         with together(self.process_group):
             self._check_plan(batch, plan)
         return plan
@@ -224,10 +228,10 @@ class Solver:
                 "call prepare(batch) again"
             )
 
-    def plan_of(self, batch: AtomicBatch) -> CoulombPlan:
-        """Return the plan of the last batch where it fits this one, else a new one."""
+    def plan_of(self, batch: AtomicBatch, order: int = 0) -> CoulombPlan:
+        """Return the plan of the last batch where it fits this one, else a new one; ``order`` as in `prepare`."""
         kept, ranks = self._kept, self.process_group
-        settings = self._plan_settings()
+        settings = (*self._plan_settings(), order if self.method == "auto" else 0)
         with together(ranks):
             check_batch_shapes(batch)
             fits = kept is not None and kept.settings == settings and kept.fits(batch)
@@ -236,7 +240,7 @@ class Solver:
                 check_positions(batch)
             self._kept = kept.seen_with(batch)
             return self._kept.plan
-        plan = self.prepare(batch)
+        plan = self.prepare(batch, order)
         if not torch.is_inference_mode_enabled():  # what is made there cannot take part in a graph later
             cell = batch.cell.detach().clone()
             self._kept = _KeptPlan(

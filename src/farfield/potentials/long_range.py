@@ -251,6 +251,12 @@ class LongRange(nn.Module):
         """Whether charges or dipoles are induced."""
         return self.softness is not None or self.polarizability is not None
 
+    @property
+    def _highest_order(self) -> int:
+        """Highest multipoles, permanent or induced."""
+        dipoles = self.dipoles is not None or self.polarizability is not None
+        return 2 if self.quadrupoles is not None else int(dipoles)
+
     def config(self) -> dict[str, Any]:
         """Arguments that rebuild the module."""
         return dict(self._config)
@@ -344,7 +350,8 @@ class LongRange(nn.Module):
         if response is None:
             return batch.positions.new_zeros(batch.n_atoms, 3, 3)
         order = 2 if self.quadrupoles is not None else int(self.dipoles is not None)
-        return self.linear_response.polarizability(batch, response, self.coulomb.plan_of(batch), order=order)
+        plan = self.coulomb.plan_of(batch, self._highest_order)
+        return self.linear_response.polarizability(batch, response, plan, order=order)
 
     def _result(self, batch: AtomicBatch, features: Features, scale: Tensor | None) -> LongRangeResult:
         multipoles = self._multipoles(batch, features, False)
@@ -366,7 +373,7 @@ class LongRange(nn.Module):
             if field is not None:
                 energy = energy + field_energy(batch, multipoles, field, total)
             return LongRangeResult(energy=energy, multipoles=multipoles)
-        plan = self.coulomb.plan_of(batch)
+        plan = self.coulomb.plan_of(batch, self._highest_order)
         details = self.linear_response(batch, multipoles, response, plan, external_field=field, total_charge=total)
         return LongRangeResult(energy=details.energy, multipoles=multipoles, response=response, details=details)
 
