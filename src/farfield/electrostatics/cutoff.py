@@ -35,8 +35,8 @@ _SHORT_FACTOR = 1.5
 
 #: Measured ratio of the relative RMS force error to `_tail` for charges, dipoles and quadrupoles, with a margin, at
 #: σ = 1 Å: the worst of liquid water (whose neutral molecules cancel most of the long waves, and with them of the
-#: force: 8 for charges), molten salt and random points (1 to 1.5). Between 0.7 and 2 Å it grows at most as these powers of
-#: max(σ, 1/σ).
+#: force: 8 for charges), molten salt and random points (1 to 1.5). Between 0.7 and 2 Å it grows at most as these powers
+#: of max(σ, 1/σ).
 _RATIO = (9.5, 2.0, 1.6)
 _POWER = (2, 1, 1)
 
