@@ -210,7 +210,8 @@ class _EwaldSum:
             transform=_attraction,
             ranks=ranks,
         )
-        self._own = (_kernel_at_zero(group.smearing) * _self_factor(cutoff)).to(positions.dtype)[:, None]
+        own = _kernel_at_zero(group.smearing) * _self_factor(cutoff)
+        self._own = to_each_rank(own.to(positions.dtype), ranks)[:, None]
 
     def potential(self, coefficients: Tensor) -> Tensor:
         value, _, _ = self._geometry.potential(self._geometry.structure(coefficients, None, None))
@@ -269,7 +270,7 @@ def _self_factor(cutoff: Tensor) -> Tensor:
 
     In a large cell ∫ f̂ switch k² dk / ∫ f̂ k² dk, where the whole integral is 2π² f(0) = π²/24 at σ = 1 Å.
     """
-    nodes, weights = switched_nodes(cutoff.device)
+    nodes, weights = switched_nodes(cutoff)
     x = cutoff[:, None] * nodes
     one = torch.ones((), dtype=cutoff.dtype, device=cutoff.device)
     density = dispersion_transform(x * x, one) * x * x

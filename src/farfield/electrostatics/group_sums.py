@@ -227,7 +227,7 @@ class EwaldSum(_ReciprocalSum):
         super().__init__(group, batch, background, ranks)
         cutoff = group.summed_to(order, shared(self._cell, ranks))
         if not self_interaction:
-            self._factors = group.self_factors_of(order, cutoff).to(self._positions.dtype)
+            self._factors = to_each_rank(group.self_factors_of(order, cutoff).to(self._positions.dtype), ranks)
         self._geometry = EwaldGeometry(
             self._positions,
             self._cell,
