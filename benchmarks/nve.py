@@ -101,7 +101,7 @@ def main() -> None:
         f"temperature  {np.mean(temperatures[:tenth]):.0f} K at first, {np.mean(temperatures[-tenth:]):.0f} K at last"
     )
     for plan, times in Counter(plans).items():
-        print(f"long range   {plan}, prepared {times} times")
+        print(f"long range   {plan}, prepared {times} time(s)")
     print(f"neighbours   found {atoms.calc.neighbors.builds} times; {wall / steps * 1000.0:.1f} ms a step")
 
 
