@@ -338,13 +338,12 @@ def make_plan(
 
 def _cheapest(sizes: _Reciprocal, index: int, atoms: int, smearing: float, accuracy: float, order: int) -> str:
     """Name of the sum that takes the least time for multipoles of a system up to an order."""
-    truncation = sizes.truncation
-    # As open systems: what is too small for the compiled kernels of the mesh is not worth another thought.
-    if truncation is None and atoms < LEAST_COMPILED:
+    # Systems too small for the compiled kernels of the mesh are not worth another thought; open ones are summed directly.
+    if atoms < LEAST_COMPILED:
         return "ewald"
     mesh = mesh_size(accuracy, order, smearing, atoms, tuple(sizes.lengths[index].tolist()))
     costs = {"mesh": mesh.cost, "ewald": ewald_cost(atoms, tuple(sizes.ranges[order, index].tolist()), order)}
-    if truncation is not None and truncation.periodic == 0:
+    if sizes.truncation is not None and sizes.truncation.periodic == 0:
         costs["open"] = open_cost(atoms, order)
     return min(costs, key=lambda name: costs[name])
 
