@@ -338,7 +338,7 @@ def make_plan(
 
 def _cheapest(sizes: _Reciprocal, index: int, atoms: int, smearing: float, accuracy: float, order: int) -> str:
     """Name of the sum that takes the least time for multipoles of a system up to an order."""
-    # Systems too small for the compiled kernels of the mesh are not worth another thought; open ones are summed directly.
+    # Too small for the compiled kernels of the mesh; open systems of that size have been taken by the open sum.
     if atoms < LEAST_COMPILED:
         return "ewald"
     mesh = mesh_size(accuracy, order, smearing, atoms, tuple(sizes.lengths[index].tolist()))
