@@ -18,7 +18,7 @@ from farfield.electrostatics.distributed import sum_over_ranks, to_each_rank, to
 from farfield.electrostatics.multipoles import Multipoles
 from farfield.electrostatics.response import MODES, LinearResponse, ResponseResult, field_energy
 from farfield.electrostatics.susceptibility import Response
-from farfield.potentials.baselines import charge_table, free_atom_table, look_up_free_atoms
+from farfield.potentials.baselines import bond_charges, charge_table, free_atom_table, look_up_free_atoms
 from farfield.potentials.features import Features
 from farfield.potentials.heads import ChargeHead, TensorHead, VectorHead
 from farfield.potentials.response_heads import AnisotropyHead, BondFeatures, PositiveHead, bounded
@@ -153,6 +153,7 @@ class LongRange(nn.Module):
         free_atom_polarizabilities: bool = False,
         nominal_charges: Mapping[int | str, float] | None = None,
         nominal_factor: float = 1.0,
+        bond_charges: float = 0.0,
         bond_cutoff: float | None = None,
         bond_channels: int = 8,
         process_group: dist.ProcessGroup | None = None,
@@ -204,7 +205,7 @@ class LongRange(nn.Module):
             "polarizability_scale": polarizability_scale, "bounded_response": bounded_response,
             "free_atom_polarizabilities": free_atom_polarizabilities,
             "nominal_charges": {str(number): value for number, value in nominal.items()} or None,
-            "nominal_factor": nominal_factor, "bond_cutoff": bond_cutoff, "bond_channels": bond_channels,
+            "nominal_factor": nominal_factor, "bond_charges": bond_charges, "bond_cutoff": bond_cutoff, "bond_channels": bond_channels,
         }  # fmt: skip
         self.total_charge = total_charge
         self.epsilon_infinity = float(epsilon_infinity)
@@ -237,6 +238,7 @@ class LongRange(nn.Module):
         directional = dipoles or quadrupoles or anisotropic
         if bond_cutoff is not None and directional and not (vectors and tensors):
             self.bonds = BondFeatures(scalars, bond_channels, bond_cutoff)
+        self.bond_charges = float(bond_charges)
         self.bond_cutoff = 0.0 if self.bonds is None or bond_cutoff is None else float(bond_cutoff)
         # Tables, not buffers: they are made from the configuration, and no weights.
         self._nominal = nominal_factor * table if nominal else None
@@ -402,6 +404,8 @@ class LongRange(nn.Module):
         if self._nominal is not None:
             self._nominal = self._nominal.to(charges.device)
             charges = charges + self._nominal[batch.numbers].to(charges.dtype)
+        if self.bond_charges:
+            charges = charges + self.bond_charges * bond_charges(batch).to(charges.dtype)
         if self.total_charge == "constraint":
             weights = nn.functional.softplus(raw[:, 1]) if self.learned_weights else None
             charges = self._constrained(charges, batch, weights, detach_total)
