@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from farfield.atoms.batch import AtomicBatch
@@ -37,38 +39,63 @@ def charge_table(charges: Mapping[int | str, float]) -> tuple[dict[int, float], 
     return by_number, table
 
 
-#: Reach of a bond in sums of covalent radii: whole below the first number, gone above the second, and its largest (Å).
+#: Bonds are whole below the first number of sums of covalent radii and gone above the second, or at `BOND_REACH` (Å).
 _BOND = (1.15, 1.5)
 BOND_REACH = 3.0
 
 
-def bond_charges(batch: AtomicBatch) -> Tensor:
-    """Sum over an atom's bonds of how much more electronegative the neighbour is (Pauling units), shape (atoms,).
+@functools.lru_cache(maxsize=16)
+def _bond_tables(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Electronegativities (NaN where there is none) and covalent radii (Å) by atomic number."""
+    from ase.data import covalent_radii
 
-    A b_ij (χ_j − χ_i) of each bond, the simplest of the bond-charge increments that force fields use (J. Gasteiger and
-    M. Marsili, Tetrahedron 36, 3219, 1980; T. A. Halgren, J. Comput. Chem. 17, 520, 1996): positive where electrons are
-    drawn away, adding up to zero. b_ij falls smoothly from 1 to 0 between 1.15 and 1.5 sums of covalent radii (B.
-    Cordero et al., Dalton Trans. 2832, 2008), or before 3 Å.
+    with torch.inference_mode(False):  # made in inference mode, autograd could not keep them
+        scale = torch.full((_TABLE,), torch.nan, dtype=dtype)
+        scale[list(PAULING)] = torch.tensor(list(PAULING.values()), dtype=dtype)
+        return scale.to(device), torch.as_tensor(covalent_radii, dtype=dtype, device=device)
+
+
+def bond_increments(batch: AtomicBatch) -> Float[Tensor, " atoms"]:
+    """By how much an atom's bonded neighbours are more electronegative than itself: Σ_j b_ij (χ_j − χ_i).
+
+    The simplest bond-charge increments, as force fields use them (J. Gasteiger and M. Marsili, Tetrahedron 36, 3219,
+    1980; T. A. Halgren, J. Comput. Chem. 17, 520, 1996), with Pauling's electronegativities: positive where electrons
+    are drawn away, and adding up to zero. The order b_ij falls smoothly from 1 to 0 between 1.15 and 1.5 sums of
+    covalent radii (B. Cordero et al., Dalton Trans. 2832, 2008), or earlier, to end at 3 Å.
+
+    Parameters
+    ----------
+    batch
+        The systems, with neighbours within 3 Å.
+
+    Returns
+    -------
+    Tensor
+        Shape (atoms,), Pauling units, differentiable in positions and cell.
 
     Raises
     ------
     ValueError
-        If the batch has no neighbours, or only nearer ones; for an element without electronegativity.
+        If the batch has no neighbours, or only nearer ones; if an element has no electronegativity.
     """
-    from ase.data import covalent_radii
-
     pairs = batch.neighbors
     if pairs is None or pairs.cutoff < BOND_REACH:
         reach = "none" if pairs is None else f"{pairs.cutoff:g} Å"
-        raise ValueError(f"`batch.neighbors` reach {reach} but bond charges need {BOND_REACH:g} Å: use a larger cutoff")
-    scale = torch.full((_TABLE,), torch.nan, dtype=torch.float64)
-    scale[list(PAULING)] = torch.tensor(list(PAULING.values()), dtype=torch.float64)
+        raise ValueError(
+            f"`batch.neighbors` reach {reach} but `bond_charges` need {BOND_REACH:g} Å: call "
+            f"find_neighbors(batch, {BOND_REACH:g}) or more"
+        )
     lengths = bond_vectors(batch).norm(dim=1)
-    scale, radii = scale.to(lengths), torch.as_tensor(covalent_radii).to(lengths)
+    scale, radii = _bond_tables(lengths.dtype, lengths.device)
     electronegativity, radius = scale[batch.numbers], radii[batch.numbers]
+    missing = torch.isnan(electronegativity)
+    if bool(missing.any()):
+        raise ValueError(
+            f"`bond_charges`: atomic numbers {batch.numbers[missing].unique().tolist()} have no electronegativity on "
+            "Pauling's scale: leave the option out"
+        )
     end = (_BOND[1] * (radius[pairs.i] + radius[pairs.j])).clamp(max=BOND_REACH)
-    start = end * (_BOND[0] / _BOND[1])
-    x = ((lengths - start) / (end - start)).clamp(0.0, 1.0)
+    x = ((lengths / end - _BOND[0] / _BOND[1]) / (1.0 - _BOND[0] / _BOND[1])).clamp(0.0, 1.0)
     order = 1.0 - x**3 * (10.0 - x * (15.0 - 6.0 * x))
     gained = order * (electronegativity[pairs.j] - electronegativity[pairs.i])
     return torch.zeros_like(electronegativity).index_add(0, pairs.i, gained)
