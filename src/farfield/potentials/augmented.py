@@ -97,16 +97,16 @@ class AugmentedPotential(nn.Module):
     @property
     def cutoff(self) -> float:
         """Range of the neighbour list (Å)."""
-        return max(float(self.backbone.cutoff), self._bond_cutoff)  # type: ignore[arg-type]
+        reach = 0.0 if self.long_range is None else self.long_range.reach
+        return max(float(self.backbone.cutoff), reach)  # type: ignore[arg-type]
 
     @property
     def receptive_radius(self) -> float:
         """Distance up to which an atom's features feel other atoms (Å)."""
-        return float(self.backbone.receptive_radius) + self._bond_cutoff  # type: ignore[arg-type]
-
-    @property
-    def _bond_cutoff(self) -> float:
-        return 0.0 if self.long_range is None else self.long_range.bond_cutoff
+        features = float(self.backbone.receptive_radius)  # type: ignore[arg-type]
+        if self.long_range is None:
+            return features
+        return max(features + self.long_range.bond_cutoff, self.long_range.reach)
 
     @property
     def dtype(self) -> torch.dtype:

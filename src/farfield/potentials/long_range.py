@@ -18,7 +18,7 @@ from farfield.electrostatics.distributed import sum_over_ranks, to_each_rank, to
 from farfield.electrostatics.multipoles import Multipoles
 from farfield.electrostatics.response import MODES, LinearResponse, ResponseResult, field_energy
 from farfield.electrostatics.susceptibility import Response
-from farfield.potentials.baselines import charge_table, free_atom_table, look_up_free_atoms
+from farfield.potentials.baselines import BOND_REACH, bond_increments, charge_table, free_atom_table, look_up_free_atoms
 from farfield.potentials.features import Features
 from farfield.potentials.heads import ChargeHead, TensorHead, VectorHead
 from farfield.potentials.response_heads import AnisotropyHead, BondFeatures, PositiveHead, bounded
@@ -112,6 +112,11 @@ class LongRange(nn.Module):
         α is the learned number, starting near 1, times that of the free atom, instead of ``polarizability_scale``.
     nominal_charges, nominal_factor
         Charges (e) by element, times a factor, that the learned charges are added to; fixed, not learned.
+    bond_charges
+        Charge (e per unit of Pauling's electronegativity) that each bond moves to its more electronegative end; the
+        learned charges are added to it (see `farfield.potentials.baselines.bond_increments`). Fixed, not learned.
+        Trained from nothing, charges tend to stay small and spread out; .4 starts organic molecules near the charges
+        that their electron densities give. 0: none.
     bond_cutoff, bond_channels
         For models that give no vectors (tensors): make as many from their scalars and the bond vectors of neighbours
         within this distance (Å).
@@ -153,6 +158,7 @@ class LongRange(nn.Module):
         free_atom_polarizabilities: bool = False,
         nominal_charges: Mapping[int | str, float] | None = None,
         nominal_factor: float = 1.0,
+        bond_charges: float = 0.0,
         bond_cutoff: float | None = None,
         bond_channels: int = 8,
         process_group: dist.ProcessGroup | None = None,
@@ -204,7 +210,8 @@ class LongRange(nn.Module):
             "polarizability_scale": polarizability_scale, "bounded_response": bounded_response,
             "free_atom_polarizabilities": free_atom_polarizabilities,
             "nominal_charges": {str(number): value for number, value in nominal.items()} or None,
-            "nominal_factor": nominal_factor, "bond_cutoff": bond_cutoff, "bond_channels": bond_channels,
+            "nominal_factor": nominal_factor, "bond_charges": bond_charges,
+            "bond_cutoff": bond_cutoff, "bond_channels": bond_channels,
         }  # fmt: skip
         self.total_charge = total_charge
         self.epsilon_infinity = float(epsilon_infinity)
@@ -237,7 +244,10 @@ class LongRange(nn.Module):
         directional = dipoles or quadrupoles or anisotropic
         if bond_cutoff is not None and directional and not (vectors and tensors):
             self.bonds = BondFeatures(scalars, bond_channels, bond_cutoff)
+        self.bond_charges = float(bond_charges)
         self.bond_cutoff = 0.0 if self.bonds is None or bond_cutoff is None else float(bond_cutoff)
+        #: Neighbours that the module itself needs (Å).
+        self.reach = max(self.bond_cutoff, BOND_REACH if bond_charges else 0.0)
         # Tables, not buffers: they are made from the configuration, and no weights.
         self._nominal = nominal_factor * table if nominal else None
         self._free_atoms = free_atom_table() if free_atom_polarizabilities else None
@@ -409,6 +419,8 @@ class LongRange(nn.Module):
         if self._nominal is not None:
             self._nominal = self._nominal.to(charges.device)
             charges = charges + self._nominal[batch.numbers].to(charges.dtype)
+        if self.bond_charges:
+            charges = charges + self.bond_charges * bond_increments(batch).to(charges.dtype)
         if self.total_charge == "constraint":
             weights = nn.functional.softplus(raw[:, 1]) if self.learned_weights else None
             charges = self._constrained(charges, batch, weights, detach_total)
