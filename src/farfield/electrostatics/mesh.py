@@ -295,6 +295,19 @@ _energy_operator = operator(
 )
 
 
+#: Which of xx, xy, xz, yy, yz, zz an element of a symmetric matrix is, rows xx, xy, …, zz of all nine.
+_SYMMETRIC = tuple(tuple(float(place == here) for here in range(6)) for place in (0, 1, 2, 1, 3, 4, 2, 4, 5))
+
+
+def _squares(jacobian: Tensor) -> Tensor:
+    """From second derivatives xx, xy, xz, yy, yz, zz of the mesh to those in space, (9, 6), and back for quadrupoles.
+
+    One product of matrices for all atoms: two by two they are as many calls as there are atoms.
+    """
+    both = jacobian[:, None, :, None] * jacobian[None, :, None, :]
+    return both.reshape(9, 9) @ constant(_SYMMETRIC, jacobian)
+
+
 class MeshGeometry:
     """Positions of one system on a mesh, ready to be applied to multipoles.
 
@@ -338,6 +351,7 @@ class MeshGeometry:
         self._u = (fractional - torch.floor(fractional.detach())) * points
         # ∇_r = J ∇_u
         self._jacobian = (to_fractional * points).to(self.dtype)
+        self._squares = _squares(self._jacobian) if max(source_degree, field_degree) > 1 else None
         self._stencil = Stencil(self._u, shape, order)
         self._kernel = kernel
 
@@ -347,12 +361,10 @@ class MeshGeometry:
         if self.source_degree > 0:
             columns.append(charges.new_zeros(len(charges), 3) if dipoles is None else dipoles @ self._jacobian)
         if self.source_degree > 1:
-            if quadrupoles is None:
+            if quadrupoles is None or self._squares is None:
                 columns.append(charges.new_zeros(len(charges), 6))
             else:
-                q = 0.5 * self._jacobian.mT @ quadrupoles @ self._jacobian
-                xx, xy, xz, yx, yy, yz, zx, zy, zz = q.flatten(1).unbind(1)
-                columns.append(torch.stack((xx, xy + yx, xz + zx, yy, yz + zy, zz), 1))
+                columns.append(0.5 * quadrupoles.flatten(1) @ self._squares)
         mesh = spread(self._u, torch.cat(columns, 1), self._stencil, self.source_degree)
         return sum_over_ranks(mesh, self._ranks)
 
@@ -373,8 +385,6 @@ class MeshGeometry:
         gradient = second = None
         if self.field_degree > 0:
             gradient = values[:, 1:4] @ self._jacobian.mT
-        if self.field_degree > 1:
-            xx, xy, xz, yy, yz, zz = values[:, 4:10].unbind(1)
-            matrix = torch.stack((xx, xy, xz, xy, yy, yz, xz, yz, zz), 1).unflatten(1, (3, 3))
-            second = self._jacobian @ matrix @ self._jacobian.mT
+        if self._squares is not None and self.field_degree > 1:
+            second = (values[:, 4:10] @ self._squares.mT).unflatten(1, (3, 3))
         return values[:, 0], gradient, second

@@ -22,119 +22,15 @@ import functools
 import math
 from collections.abc import Callable
 
-import llvmlite.ir as ir
-import numba
 import numpy as np
-from numba.core import cgutils
-from numba.extending import intrinsic
-from scipy.special import erfcx
 
 from farfield.electrostatics.compiled import compiled
-from farfield.electrostatics.kernels import series_limit, series_terms
+from farfield.electrostatics.kernels import series_limit
+from farfield.electrostatics.open_radial import radial, tables
 from farfield.units import COULOMB_CONSTANT
 
 #: Atoms are looked at in groups of as many as fit into the widest vectors there are; absent ones carry nothing.
 _LANES = {np.dtype(np.float64): 8, np.dtype(np.float32): 16}
-
-#: erfc is represented in t = (x − 3)/(x + 3) from here on.
-_LEAST_ARGUMENT = 0.3
-
-
-@intrinsic
-def _like(typingctx, value, other):  # type: ignore[no-untyped-def]
-    """Constant of the type of another number: numba would calculate with Python's numbers in float64."""
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        return context.cast(builder, arguments[0], value, other)
-
-    return other(value, other), generate
-
-
-@intrinsic
-def _polynomial(typingctx, x, coefficients):  # type: ignore[no-untyped-def]
-    """Σ_k coefficients[k] xᵏ, written out: a loop in here would keep the loop around it from being vectorized."""
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        values = [
-            context.cast(builder, value, coefficients.dtype, x) for value in cgutils.unpack_tuple(builder, arguments[1])
-        ]
-        total = values[-1]
-        for value in values[-2::-1]:
-            total = builder.fadd(builder.fmul(total, arguments[0], flags=("fast",)), value, flags=("fast",))
-        return total
-
-    return x(x, coefficients), generate
-
-
-@intrinsic
-def _power_of_two(typingctx, exponent, other):  # type: ignore[no-untyped-def]
-    """2ⁿ of an int32 n, by its bits, in the type of another number."""
-    bits, bias, place = (64, 1023, 52) if other == numba.float64 else (32, 127, 23)
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        integer = ir.IntType(bits)
-        number = arguments[0] if bits == 32 else builder.sext(arguments[0], integer)
-        number = builder.shl(builder.add(number, integer(bias)), integer(place))
-        return builder.bitcast(number, context.get_value_type(other))
-
-    return other(numba.int32, other), generate
-
-
-@functools.cache
-def _tables(highest: int, dtype: np.dtype) -> tuple[tuple[float, ...], ...]:
-    """Coefficients of F_highest eʸ in 2y, of (1 + 2x) eˣˣ erfc(x) in t, and of the exponential."""
-    epsilon = float(np.finfo(dtype).eps)
-    near = 1.0 / np.cumprod([2.0 * highest + 2 * j + 1 for j in range(series_terms(highest, epsilon) + 1)])
-
-    def scaled(t: np.ndarray) -> np.ndarray:
-        x = 3.0 * (1.0 + t) / np.maximum(1.0 - t, 1e-300)
-        return np.where(t < 1.0, (1.0 + 2.0 * x) * erfcx(x), 2.0 / math.sqrt(math.pi))
-
-    start = (_LEAST_ARGUMENT - 3.0) / (_LEAST_ARGUMENT + 3.0)
-    degree, order = (22, 13) if dtype == np.float64 else (12, 7)
-    fit = np.polynomial.Chebyshev.interpolate(scaled, degree, [start, 1.0])
-    far = fit.convert(kind=np.polynomial.Polynomial, domain=[-1.0, 1.0], window=[-1.0, 1.0]).coef
-    exponential = [1.0 / math.factorial(k) for k in range(order + 1)]
-    return tuple(near.tolist()), tuple(far.tolist()), tuple(exponential)
-
-
-@functools.partial(compiled, inlined=True)
-def _radial(squared, absent, highest, limit, near, far, exponential):  # type: ignore[no-untyped-def]
-    """F_0 … F_6 at y = R²/2, of which those beyond the highest mean nothing; none where a pair is ``absent``.
-
-    As `kernels.gaussian_kernels`, whose choice between series and recurrence becomes one between numbers.
-    """
-    one, half = _like(1.0, squared), _like(0.5, squared)
-    limit = _like(limit, squared)
-    # e^{−y} = 2⁻ⁿ e^r
-    bounded = min(squared, _like(160.0, squared))
-    n = np.floor(bounded * _like(0.5 / math.log(2.0), squared) + half)
-    e = _polynomial(n * _like(math.log(2.0), squared) - half * bounded, exponential)
-    e = e * _power_of_two(-np.int32(n), squared)
-    if absent:  # at R = 0, where all comes from the series
-        e = _like(0.0, squared)
-    top = _polynomial(squared, near) * e
-    g6 = top
-    g5 = (squared * g6 + e) * _like(1.0 / 11.0, squared) if highest > 5 else top
-    g4 = (squared * g5 + e) * _like(1.0 / 9.0, squared) if highest > 4 else top
-    g3 = (squared * g4 + e) * _like(1.0 / 7.0, squared) if highest > 3 else top
-    g2 = (squared * g3 + e) * _like(1.0 / 5.0, squared) if highest > 2 else top
-    g1 = (squared * g2 + e) * _like(1.0 / 3.0, squared) if highest > 1 else top
-    g0 = squared * g1 + e if highest > 0 else top
-    distant = max(squared, limit)
-    inverse, length = one / distant, np.sqrt(distant)
-    x, three = length * _like(math.sqrt(0.5), squared), _like(3.0, squared)
-    tail = e * _polynomial((x - three) / (x + three), far) / (one + x + x)
-    h0 = _like(math.sqrt(0.5 * math.pi), squared) * length * inverse * (one - tail)
-    h1 = (h0 - e) * inverse
-    h2 = (three * h1 - e) * inverse
-    h3 = (_like(5.0, squared) * h2 - e) * inverse
-    h4 = (_like(7.0, squared) * h3 - e) * inverse
-    h5 = (_like(9.0, squared) * h4 - e) * inverse
-    h6 = (_like(11.0, squared) * h5 - e) * inverse
-    if squared < limit:
-        h0, h1, h2, h3, h4, h5, h6 = g0, g1, g2, g3, g4, g5, g6
-    return h0, h1, h2, h3, h4, h5, h6
 
 
 @compiled
@@ -186,7 +82,7 @@ def fields(order: int, degree: int, dtype: np.dtype) -> Callable[..., None]:
         which the symmetric traceless part counts; 1/σ and the number of atoms of each member.
     """
     highest = order + degree
-    near, far, exponential = _tables(highest, dtype)
+    near, far, exponential = tables(highest, dtype)
     limit, lanes = 2.0 * series_limit(highest), _LANES[dtype]
     zero, third, half, two, three = (dtype.type(value) for value in (0.0, 1.0 / 3.0, 0.5, 2.0, 3.0))
 
@@ -214,7 +110,7 @@ def fields(order: int, degree: int, dtype: np.dtype) -> Callable[..., None]:
                 for j in range(width):
                     x, y, z = (xi - rx[j]) * scale, (yi - ry[j]) * scale, (zi - rz[j]) * scale
                     squared = x * x + y * y + z * z
-                    b0, b1, b2, b3, b4, b5, _ = _radial(squared, i == j, highest, limit, near, far, exponential)
+                    b0, b1, b2, b3, b4, b5, _ = radial(squared, i == j, highest, limit, near, far, exponential)
                     q = rq[j]
                     c0, c1, c2, c3 = q * b0, q * b1, q * b2, q * b3
                     t1x, t1y, t1z = zero, zero, zero
@@ -315,7 +211,7 @@ def tangents(order: int, degree: int, dtype: np.dtype) -> Callable[..., None]:
         ``kernel(positions, …, quadrupoles, changes of the four, scales, counts, first, last, out)``, else as `fields`.
     """
     highest = order + degree + 1
-    near, far, exponential = _tables(highest, dtype)
+    near, far, exponential = tables(highest, dtype)
     limit, lanes = 2.0 * series_limit(highest), _LANES[dtype]
     zero, third, half, two, three = (dtype.type(value) for value in (0.0, 1.0 / 3.0, 0.5, 2.0, 3.0))
 
@@ -350,7 +246,7 @@ def tangents(order: int, degree: int, dtype: np.dtype) -> Callable[..., None]:
                     dx, dy, dz = (dxi - drx[j]) * scale, (dyi - dry[j]) * scale, (dzi - drz[j]) * scale
                     squared = x * x + y * y + z * z
                     s = x * dx + y * dy + z * dz
-                    b0, b1, b2, b3, b4, b5, b6 = _radial(squared, i == j, highest, limit, near, far, exponential)
+                    b0, b1, b2, b3, b4, b5, b6 = radial(squared, i == j, highest, limit, near, far, exponential)
                     q, dq_ = rq[j], drq[j]
                     # c_1 … c_4 and t_2 … t_4; first the changes of c_0 … c_3 and t_1 … t_3 but for those of the B_n
                     c1, c2, c3, c4 = q * b1, q * b2, q * b3, q * b4

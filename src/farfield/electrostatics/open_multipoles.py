@@ -153,15 +153,12 @@ def _times(weight: Tensor, part: Tensor | None) -> Tensor | None:
 
 
 def _geometry_of(
-    pairs: OpenPairs,
-    degree: int,
-    positions: Tensor,
-    charges: Tensor,
-    dipoles: Tensor | None,
-    quadrupoles: Tensor | None,
+    pairs: OpenPairs, degree: int, positions: Tensor, multipoles: Sequence[Tensor | None]
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Apply A by operations that autograd can differentiate to any order."""
-    order = max(level for level, part in enumerate((charges, dipoles, quadrupoles)) if part is not None)
+    charges, dipoles, quadrupoles = multipoles
+    assert charges is not None  # narrows the type
+    order = max(level for level, part in enumerate(multipoles) if part is not None)
     if quadrupoles is not None:
         quadrupoles = traceless(0.5 * (quadrupoles + quadrupoles.mT))
     geometry = OpenGeometry(positions, pairs.smearing, order + degree)
@@ -183,9 +180,8 @@ def _second_by_autograd(
         None if part is None else part.view_as(part) if part.requires_grad else part.detach().requires_grad_()
         for part in given
     ]
-    steps = [
-        (alias, step) for alias, step in zip(aliases, along, strict=False) if alias is not None and step is not None
-    ]
+    pairs = zip(aliases, along, strict=False)
+    steps = [(alias, step) for alias, step in pairs if alias is not None and step is not None]
     wanted = [alias for alias in aliases if alias is not None]
     firsts = torch.autograd.grad(
         function(*aliases), [alias for alias, _ in steps], create_graph=True, allow_unused=True
@@ -228,13 +224,15 @@ class _Transposed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *along):  # type: ignore[no-untyped-def]
+        if all(step is None for step in along):
+            return (None,) * 11
         positions, q, u, t, *weights, values, weighed = ctx.saved_tensors
         pairs, degree, moving = ctx.options
         multipoles = (q, u, t)
         if torch.is_grad_enabled():
 
-            def product(positions: Tensor, q: Tensor, u: Tensor, t: Tensor, *weights: Tensor) -> Tensor:
-                return _sum_of_products(weights, _geometry_of(pairs, degree, positions, q, u, t))
+            def product(positions: Tensor, *parts: Tensor | None) -> Tensor:
+                return _sum_of_products(parts[3:], _geometry_of(pairs, degree, positions, parts[:3]))
 
             found = _second_by_autograd(product, (positions, *multipoles, *weights), along)
             return None, None, None, *found[:4], None, *found[4:]
@@ -242,7 +240,7 @@ class _Transposed(torch.autograd.Function):
         h = pairs.sources(positions, *_filled(along[1:], multipoles))
         change = pairs.tangents(positions, m, along[0], h, degree + int(moving))
         terms = [(change, w), (weighed, h)]
-        on_multipoles = [None, None, None]
+        on_multipoles: Sequence[Tensor | None] = (None, None, None)
         if along[0] is not None:
             still = pairs.sources(positions, *(None if part is None else torch.zeros_like(part) for part in weights))
             changed = pairs.tangents(positions, w, along[0], still, m.order + int(moving))
@@ -282,18 +280,22 @@ class _Derivatives(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *along):  # type: ignore[no-untyped-def]
+        if all(step is None for step in along):
+            return (None,) * 11
         weight, positions, q, u, t, values, *firsts = ctx.saved_tensors
         pairs, moving = ctx.options
         multipoles = (q, u, t)
         m = pairs.sources(positions, *multipoles)
         if torch.is_grad_enabled():
 
-            def energy(positions: Tensor, q: Tensor, u: Tensor, t: Tensor, weight: Tensor) -> Tensor:
-                made = _geometry_of(pairs, m.order, positions, q, u, t)
-                total = _products_of_members((q, u, t), (*made[:2], None if t is None else 0.5 * made[2]), 0.5)
-                return (weight * total).sum()
+            def energy(positions: Tensor, weight: Tensor, *parts: Tensor | None) -> Tensor:
+                value, gradient, second = _geometry_of(pairs, m.order, positions, parts)
+                made = (value, gradient, None if second is None else 0.5 * second)
+                return (weight * _products_of_members(parts, made, 0.5)).sum()
 
-            *found, on_weight = _second_by_autograd(energy, (positions, *multipoles, weight), along)
+            given = (positions, weight, *multipoles)
+            on_position, on_weight, *others = _second_by_autograd(energy, given, (along[0], None, *along[1:]))
+            found = (on_position, *others)
             return None, None, on_weight, *found, None, None, None, None
         h = pairs.sources(positions, *_filled(along[1:], multipoles))
         change = pairs.tangents(positions, m, along[0], h, m.order + int(moving))

@@ -221,11 +221,15 @@ def _gather_by_torch(u: Tensor, mesh: Tensor, stencil: Stencil, degree: int) -> 
     return torch.cat(parts) if parts else mesh.new_empty((0, count_of(degree)))
 
 
+def _highest_degree(order: int) -> int:
+    return min(MAX_DEGREE, order - 1)
+
+
 def _check_degree(degree: int, order: int) -> None:
-    if degree > min(MAX_DEGREE, order - 1):
+    if degree > _highest_degree(order):
         raise ValueError(
             f"derivatives of degree {degree} are needed but a mesh of order {order} gives them up to "
-            f"{min(MAX_DEGREE, order - 1)}: differentiate less often, or use method='ewald'"
+            f"{_highest_degree(order)}: differentiate less often, or use method='ewald'"
         )
 
 
@@ -248,28 +252,41 @@ class _Spread(torch.autograd.Function):
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
         u, coefficients = ctx.saved_tensors
         moving = ctx.needs_input_grad[0]
-        values = _Gather.apply(u, gradient, ctx.stencil, ctx.degree + int(moving))
+        values = _gathered(u, gradient, ctx.stencil, ctx.degree + int(moving))
         slope = _slope(coefficients, values, ctx.degree) if moving else None
         return slope, values[:, : count_of(ctx.degree)], None, None
 
 
 class _Gather(torch.autograd.Function):
+    """What a mesh holds at u, and one degree more ``ahead`` of a backward pass: two gathers cost more than the second.
+
+    ``known`` is the outcome where it has been found before.
+    """
+
     @staticmethod
-    def forward(ctx, u, mesh, stencil, degree):  # type: ignore[no-untyped-def]
+    def forward(ctx, u, mesh, stencil, degree, ahead, known):  # type: ignore[no-untyped-def]
         _check_degree(degree, stencil.order)
-        ctx.save_for_backward(u, mesh)
+        values = _gather(u, mesh, stencil, degree + int(ahead)) if known is None else known
+        ctx.save_for_backward(u, mesh, values if ahead else None)
         ctx.stencil, ctx.degree = stencil, degree
-        return _gather(u, mesh, stencil, degree)
+        return values[:, : count_of(degree)]
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        u, mesh = ctx.saved_tensors
+        u, mesh, higher = ctx.saved_tensors
         slope = on_mesh = None
         if ctx.needs_input_grad[0]:
-            slope = _slope(gradient, _Gather.apply(u, mesh, ctx.stencil, ctx.degree + 1), ctx.degree)
+            slope = _slope(gradient, _gathered(u, mesh, ctx.stencil, ctx.degree + 1, higher), ctx.degree)
         if ctx.needs_input_grad[1]:
             on_mesh = _Spread.apply(u, gradient, ctx.stencil, ctx.degree)
-        return slope, on_mesh, None, None
+        return slope, on_mesh, None, None, None, None
+
+
+def _gathered(u: Tensor, mesh: Tensor, stencil: Stencil, degree: int, known: Tensor | None = None) -> Tensor:
+    moving = known is None and u.requires_grad and torch.is_grad_enabled()
+    ahead = moving and degree < _highest_degree(stencil.order)
+    values: Tensor = _Gather.apply(u, mesh, stencil, degree, ahead, known)
+    return values
 
 
 def _spread_afresh(u: Tensor, coefficients: Tensor, shape: list[int], order: int, degree: int) -> Tensor:
@@ -340,4 +357,4 @@ def gather(u: Tensor, mesh: Tensor, stencil: Stencil, degree: int) -> Tensor:
     if is_traced(mesh):
         _check_degree(degree, stencil.order)
         return _gather_operator(u, mesh, stencil.order, degree)
-    return _Gather.apply(u, mesh, stencil, degree)
+    return _gathered(u, mesh, stencil, degree)
