@@ -71,7 +71,7 @@ _RAISED = tuple(_raised(degree) for degree in range(MAX_DEGREE))
 
 
 @functools.cache
-def _kernels_for(device: str) -> str | None:
+def kernels_for(device: str) -> str | None:
     """Name the kernels that can be compiled here for a kind of device: newest Pythons wait for numba for months."""
     name = {"cpu": "numba", "cuda": "triton"}.get(device)
     return name if name is not None and importlib.util.find_spec(name) is not None else None
@@ -115,6 +115,11 @@ class _Pool:
 _POOL = _Pool()
 
 
+def run_on_threads(tasks: Iterable[Callable[[], Any]]) -> None:
+    """Run compiled tasks on threads of our own, as many as torch may use, and wait for all."""
+    _POOL.run(tasks)
+
+
 class Stencil:
     """Where atoms stand on a mesh.
 
@@ -142,14 +147,19 @@ class Stencil:
         if compiled is None:
             compiled = coordinates.device.type != "cpu" or len(coordinates) >= LEAST_COMPILED
         if compiled:
-            self.kernels = _kernels_for(coordinates.device.type)
+            self.kernels = kernels_for(coordinates.device.type)
+        if self.kernels == "numba" and shape[2] < order:  # its rows are one vector each
+            self.kernels = None
         if self.kernels == "triton":
             self.places = _sorted_on_device(coordinates.detach(), shape)
         if self.kernels != "numba":
             return
         self.u = np.ascontiguousarray(coordinates.detach().numpy())
-        plane = np.mod(np.floor(self.u[:, 0]).astype(np.int64), shape[0])
-        self.atoms = np.argsort(plane.astype(np.int32), kind="stable")
+        # By plane, and by row in a plane, so that atoms at work one after another share what is in the cache. Short
+        # integers are sorted by their digits, in a time that grows as their number.
+        plane, row = (np.mod(np.floor(self.u[:, axis]), shape[axis]).astype(np.uint16) for axis in (0, 1))
+        by_row = np.argsort(row, kind="stable")
+        self.atoms = by_row[np.argsort(plane[by_row], kind="stable")]
         self._sorted_plane = plane[self.atoms]
 
     def tasks_by_color(self) -> list[list[np.ndarray]]:
@@ -179,12 +189,13 @@ def _spread(u: Tensor, coefficients: Tensor, stencil: Stencil, degree: int) -> T
 
         spline_triton.spread(u, coefficients, stencil.places, mesh, stencil.order, degree)
         return mesh
-    from farfield.electrostatics.spline_kernels import kernels
+    from farfield.electrostatics.spline_kernels import kernels, spline_polynomials
 
     kernel, _ = kernels(stencil.order, degree)
     values, target = coefficients.detach().contiguous().numpy(), mesh.numpy()
+    table = spline_polynomials(stencil.order, degree, target.dtype.name)
     for color in stencil.tasks_by_color():
-        _POOL.run(functools.partial(kernel, stencil.u, values, part, target) for part in color)
+        run_on_threads(functools.partial(kernel, stencil.u, values, part, target, table) for part in color)
     return mesh
 
 
@@ -197,12 +208,13 @@ def _gather(u: Tensor, mesh: Tensor, stencil: Stencil, degree: int) -> Tensor:
         out = mesh.new_empty((len(u), count_of(degree)))
         spline_triton.gather(u, mesh, stencil.places, out, stencil.order, degree)
         return out
-    from farfield.electrostatics.spline_kernels import kernels
+    from farfield.electrostatics.spline_kernels import kernels, spline_polynomials
 
     _, kernel = kernels(stencil.order, degree)
     out = mesh.new_empty((len(stencil.u), count_of(degree)))
     values, target = mesh.detach().contiguous().numpy(), out.numpy()
-    _POOL.run(functools.partial(kernel, stencil.u, values, part, target) for part in stencil.tasks())
+    table = spline_polynomials(stencil.order, degree, target.dtype.name)
+    run_on_threads(functools.partial(kernel, stencil.u, values, part, target, table) for part in stencil.tasks())
     return out
 
 
