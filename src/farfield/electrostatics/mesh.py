@@ -23,11 +23,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from farfield.electrostatics.boundary import Truncation, kernel_factor
+from farfield.electrostatics.compiled import kernels_for
 from farfield.electrostatics.distributed import sum_over_ranks, to_each_rank
 from farfield.electrostatics.graphs import constant, is_traced, operator
 from farfield.electrostatics.lattice import inverse, volume_of
 from farfield.electrostatics.spreading import Stencil, gather, spread
 from farfield.units import COULOMB_CONSTANT
+
+#: From this many points on it is worth it to compile what multiplies a spectrum (once on a machine).
+_LEAST_FUSED = 1 << 15
 
 #: Images of the spline's transform that are summed in the influence function, to each side.
 _IMAGES = 8
@@ -155,17 +159,31 @@ def transform(mesh: Tensor) -> Tensor:
 
 
 def inverse_transform(spectrum: Tensor, size: int) -> Tensor:
-    """Real mesh Σ_k s(k) e^{ik·g} of a half spectrum, ``size`` points along its last axis."""
+    """Real mesh Σ_k s(k) e^{ik·g} of a half spectrum, ``size`` points along its last axis; the spectrum is lost."""
     n1, n2, _ = spectrum.shape
     if spectrum.device.type != "cpu":
         return torch.fft.irfftn(spectrum, s=(n1, n2, size), norm="forward")
-    from scipy.fft import irfftn
+    from scipy.fft import ifftn, irfft
 
-    return torch.from_numpy(irfftn(spectrum.numpy(), (n1, n2, size), norm="forward", workers=torch.get_num_threads()))
+    threads = torch.get_num_threads()
+    rows = ifftn(spectrum.numpy(), axes=(0, 1), norm="forward", overwrite_x=True, workers=threads)
+    return torch.from_numpy(irfft(rows, size, axis=2, norm="forward", workers=threads))
+
+
+def _convolve_with_energy(density: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Mesh of Σ_k Ĝ ρ̂ e^{ik·g}, and ½ Σ_k Ĝ |ρ̂|² where it comes with it for nothing."""
+    spectrum, energy = transform(density), None
+    if density.numel() >= _LEAST_FUSED and density.device.type == "cpu" and kernels_for("cpu") is not None:
+        from farfield.electrostatics.spectrum_kernels import multiply
+
+        energy = multiply(spectrum, kernel, _counts(density))
+    else:
+        spectrum.mul_(kernel)
+    return inverse_transform(spectrum, density.shape[2]), energy
 
 
 def _convolve(density: Tensor, kernel: Tensor) -> Tensor:
-    return inverse_transform(transform(density).mul_(kernel), density.shape[2])
+    return _convolve_with_energy(density, kernel)[0]
 
 
 def _correlate(first: Tensor, second: Tensor) -> Tensor:
@@ -174,8 +192,10 @@ def _correlate(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _energy(density: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
-    potential = _convolve(density, kernel)
-    return 0.5 * (density * potential).sum(dtype=torch.float64), potential
+    potential, energy = _convolve_with_energy(density, kernel)
+    if energy is None:
+        energy = 0.5 * (density * potential).sum(dtype=torch.float64)
+    return energy, potential
 
 
 class _Convolve(torch.autograd.Function):
@@ -226,7 +246,10 @@ class _QuadraticForm(torch.autograd.Function):
         on_density = on_kernel = None
         scale = gradient.to(density.dtype)
         if ctx.needs_input_grad[0]:
-            on_density = scale * _Convolve.apply(density, kernel, potential)
+            on_density = _Convolve.apply(density, kernel, potential)
+            # An energy is mostly differentiated as it is: a pass over the mesh less. A device would be waited for.
+            if scale.requires_grad or scale.device.type != "cpu" or float(scale) != 1.0:
+                on_density = scale * on_density
         if ctx.needs_input_grad[1]:
             on_kernel = 0.5 * scale * _Correlate.apply(density, density)
         return on_density, on_kernel

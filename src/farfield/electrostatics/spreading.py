@@ -102,13 +102,18 @@ class Stencil:
             compiled = coordinates.device.type != "cpu" or len(coordinates) >= LEAST_COMPILED
         if compiled:
             self.kernels = kernels_for(coordinates.device.type)
+        if self.kernels == "numba" and shape[2] < order:  # its rows are one vector each
+            self.kernels = None
         if self.kernels == "triton":
             self.places = _sorted_on_device(coordinates.detach(), shape)
         if self.kernels != "numba":
             return
         self.u = np.ascontiguousarray(coordinates.detach().numpy())
-        plane = np.mod(np.floor(self.u[:, 0]).astype(np.int64), shape[0])
-        self.atoms = np.argsort(plane.astype(np.int32), kind="stable")
+        # By plane, and by row in a plane, so that atoms at work one after another share what is in the cache. Short
+        # integers are sorted by their digits, in a time that grows as their number.
+        plane, row = (np.mod(np.floor(self.u[:, axis]), shape[axis]).astype(np.uint16) for axis in (0, 1))
+        by_row = np.argsort(row, kind="stable")
+        self.atoms = by_row[np.argsort(plane[by_row], kind="stable")]
         self._sorted_plane = plane[self.atoms]
 
     def tasks_by_color(self) -> list[list[np.ndarray]]:
@@ -138,12 +143,13 @@ def _spread(u: Tensor, coefficients: Tensor, stencil: Stencil, degree: int) -> T
 
         spline_triton.spread(u, coefficients, stencil.places, mesh, stencil.order, degree)
         return mesh
-    from farfield.electrostatics.spline_kernels import kernels
+    from farfield.electrostatics.spline_kernels import kernels, spline_polynomials
 
     kernel, _ = kernels(stencil.order, degree)
     values, target = coefficients.detach().contiguous().numpy(), mesh.numpy()
+    table = spline_polynomials(stencil.order, degree, target.dtype.name)
     for color in stencil.tasks_by_color():
-        POOL.run(functools.partial(kernel, stencil.u, values, part, target) for part in color)
+        POOL.run(functools.partial(kernel, stencil.u, values, part, target, table) for part in color)
     return mesh
 
 
@@ -156,12 +162,13 @@ def _gather(u: Tensor, mesh: Tensor, stencil: Stencil, degree: int) -> Tensor:
         out = mesh.new_empty((len(u), count_of(degree)))
         spline_triton.gather(u, mesh, stencil.places, out, stencil.order, degree)
         return out
-    from farfield.electrostatics.spline_kernels import kernels
+    from farfield.electrostatics.spline_kernels import kernels, spline_polynomials
 
     _, kernel = kernels(stencil.order, degree)
     out = mesh.new_empty((len(stencil.u), count_of(degree)))
     values, target = mesh.detach().contiguous().numpy(), out.numpy()
-    POOL.run(functools.partial(kernel, stencil.u, values, part, target) for part in stencil.tasks())
+    table = spline_polynomials(stencil.order, degree, target.dtype.name)
+    POOL.run(functools.partial(kernel, stencil.u, values, part, target, table) for part in stencil.tasks())
     return out
 
 
