@@ -116,7 +116,7 @@ def mesh_size(accuracy: float, degree: int, smearing: float, atoms: int, lengths
         shape = tuple(good_size(length / spacing, even=axis == 2) for axis, length in enumerate(lengths))
         points = math.prod(shape)
         # spreading and gathering (a vector for each row of a stencil), a pair of transforms, and the calls themselves
-        cost = atoms * (150.0 + order**2 * (7.0 + 5.0 * degree)) + points * (0.7 * math.log2(points) + 2.0) + 1.2e6
+        cost = atoms * (150.0 + order**2 * (7.0 + 5.0 * degree)) + points * (0.7 * math.log2(points) + 2.0) + 1.5e6
         sizes.append(MeshSize((shape[0], shape[1], shape[2]), order, cost))
     return min(sizes, key=lambda size: size.cost)
 

@@ -158,15 +158,18 @@ def transform(mesh: Tensor) -> Tensor:
     return torch.from_numpy(rfftn(mesh.numpy(), workers=torch.get_num_threads()))
 
 
-def inverse_transform(spectrum: Tensor, size: int) -> Tensor:
-    """Real mesh Σ_k s(k) e^{ik·g} of a half spectrum, ``size`` points along its last axis; the spectrum is lost."""
+def inverse_transform(spectrum: Tensor, size: int, *, overwrite: bool = False) -> Tensor:
+    """Real mesh Σ_k s(k) e^{ik·g} of a half spectrum, ``size`` points along its last axis.
+
+    With ``overwrite`` the memory of the spectrum may be worked in: what it holds is lost.
+    """
     n1, n2, _ = spectrum.shape
     if spectrum.device.type != "cpu":
         return torch.fft.irfftn(spectrum, s=(n1, n2, size), norm="forward")
     from scipy.fft import ifftn, irfft
 
     threads = torch.get_num_threads()
-    rows = ifftn(spectrum.numpy(), axes=(0, 1), norm="forward", overwrite_x=True, workers=threads)
+    rows = ifftn(spectrum.numpy(), axes=(0, 1), norm="forward", overwrite_x=overwrite, workers=threads)
     return torch.from_numpy(irfft(rows, size, axis=2, norm="forward", workers=threads))
 
 
@@ -179,7 +182,7 @@ def _convolve_with_energy(density: Tensor, kernel: Tensor) -> tuple[Tensor, Tens
         energy = multiply(spectrum, kernel, _counts(density))
     else:
         spectrum.mul_(kernel)
-    return inverse_transform(spectrum, density.shape[2]), energy
+    return inverse_transform(spectrum, density.shape[2], overwrite=True), energy
 
 
 def _convolve(density: Tensor, kernel: Tensor) -> Tensor:

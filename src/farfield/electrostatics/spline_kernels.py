@@ -192,7 +192,7 @@ def spline_polynomials(order: int, degree: int, dtype: str = "float64") -> np.nd
 
 @compiled
 def _first(u, n, width):  # type: ignore[no-untyped-def]
-    """u − ⌊u⌋, and the first of the points that an atom touches along an axis of n points."""
+    """Find u − ⌊u⌋, and the first of the points that an atom touches along an axis of n points."""
     floor = np.floor(u)
     return u - floor, (int(floor) - width + 1) % n
 
@@ -226,8 +226,8 @@ def kernels(order: int, degree: int) -> tuple[Callable[..., None], Callable[...,
     tuple
         ``spread(u, coefficients, atoms, mesh, table)`` adds to ``mesh`` what ``atoms`` (indices) put there,
         ``gather(u, mesh, atoms, out, table)`` sets their rows of ``out``. Arrays, contiguous: u (atoms, 3) float64,
-        coefficients and out (atoms, derivatives), mesh (n₁, n₂, n₃ ≥ order), table what `spline_polynomials` gives in the
-        dtype of the mesh.
+        coefficients and out (atoms, derivatives), mesh (n₁, n₂, n₃ ≥ order), table what `spline_polynomials` gives in
+        the dtype of the mesh.
     """
     p, top = order, degree + 1
     lookup = np.array(
