@@ -2,9 +2,9 @@ r"""Compiled kernels that spread multipoles over a mesh with cardinal B-splines 
 
 An atom at mesh coordinates u touches the order³ points below it with the weights ∂ᵃM(u₁−g₁) ∂ᵇM(u₂−g₂) ∂ᶜM(u₃−g₃), M
 the cardinal B-spline of the order. The order numbers of a row of points are one vector of the processor, and so are the
-weights of an axis, which are polynomials in u − ⌊u⌋ whose coefficients are kept. The compiler does not find these vectors
-in plain loops, as it cannot know that mesh and weights share no memory: the functions below that are written in its own
-language, LLVM's, use them. Their arrays are contiguous, and their width and number are constants.
+weights of an axis, which are polynomials in u − ⌊u⌋ whose coefficients are kept. The compiler does not find these
+vectors in plain loops, as it cannot know that mesh and weights share no memory: the functions below that are written in
+its own language, LLVM's, use them. Their arrays are contiguous, and their width and number are constants.
 
 They are compiled for one order, degree and dtype (`farfield.electrostatics.compiled`).
 """
@@ -24,6 +24,9 @@ from numba.extending import intrinsic
 
 from farfield.electrostatics.compiled import compiled
 from farfield.electrostatics.spreading import MULTI_INDICES
+
+#: Called inside compiled functions, with other arguments than it is defined with.
+_instruction: Callable[..., Any] = intrinsic
 
 
 class _Vectors:
@@ -72,7 +75,7 @@ class _Vectors:
         return self.add(total, self.everywhere(self.number(pointer, place)), vector)
 
 
-@intrinsic(prefer_literal=True)
+@_instruction(prefer_literal=True)
 def _weigh(typing, width, number, weights, x, table):  # type: ignore[no-untyped-def]
     """weights[d] = Σ_n table[d, n] (x − ½)ⁿ, n < width, d < number."""
 
@@ -91,7 +94,7 @@ def _weigh(typing, width, number, weights, x, table):  # type: ignore[no-untyped
     return types.void(width, number, weights, table.dtype, table), generate
 
 
-@intrinsic(prefer_literal=True)
+@_instruction(prefer_literal=True)
 def _combine(typing, width, number, target, at, coefficients, source):  # type: ignore[no-untyped-def]
     """target[at : at + width] = Σ_z coefficients[z] source[z], z < number."""
 
@@ -108,7 +111,7 @@ def _combine(typing, width, number, target, at, coefficients, source):  # type: 
     return types.void(width, number, target, types.int64, coefficients, source), generate
 
 
-@intrinsic(prefer_literal=True)
+@_instruction(prefer_literal=True)
 def _spread_plane(typing, width, number, block, first, second, target, starts):  # type: ignore[no-untyped-def]
     """target[starts[j] : starts[j] + width] += Σ_y second[y, j] Σ_x first[x] block[y, x], x + y < number, j < width."""
 
@@ -133,7 +136,7 @@ def _spread_plane(typing, width, number, block, first, second, target, starts): 
     return types.void(width, number, block, first, second, target, starts), generate
 
 
-@intrinsic(prefer_literal=True)
+@_instruction(prefer_literal=True)
 def _gather_plane(typing, width, number, block, first, second, source, starts):  # type: ignore[no-untyped-def]
     """block[y, x] += first[x] Σ_j second[y, j] source[starts[j] : starts[j] + width], x + y < number, j < width."""
 
