@@ -44,7 +44,7 @@ SETS = {0: "q", 1: "qu", 2: "quQ"}
 TERMS = {
     "open": ("pairs", "call"),
     "ewald": ("atom waves", "waves", "call"),
-    "mesh": ("stencil", "points log2 points", "call"),
+    "mesh": ("rows of stencils", "points log2 points", "call"),
 }
 
 
@@ -56,7 +56,7 @@ def terms_of(group: Any, atoms: int, degree: int) -> tuple[str, list[float], flo
     if isinstance(group, MeshGroup):
         shape, order = group.shapes[degree], group.orders[degree]
         points = math.prod(shape)
-        terms = [atoms * float(order**3), points * math.log2(points), 1.0]
+        terms = [atoms * float(order**2), points * math.log2(points), 1.0]
         return "mesh", terms, cost.mesh_cost(atoms, shape, order, degree) * 1e-9
     return "open", [float(atoms**2), 1.0], cost.open_cost(atoms, degree) * 1e-9
 

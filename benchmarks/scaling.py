@@ -1,13 +1,13 @@
 """Time and memory of the long-range sum from a hundred to a million atoms, beside other codes and the floor.
 
     python -m benchmarks.scaling [--sizes 1000,10000,100000] [--solvers farfield,ewald,torch-pme,nvalchemi,plain,floor]
-        [--quantity forces,training] [--dtype float64] [--multipoles 0] [--accuracy 3e-4] [--threads 2] [--repeat 5]
+        [--quantity forces,training] [--dtype float64] [--multipoles q] [--accuracy 3e-4] [--threads 2] [--repeat 5]
         [--device cpu] [--json FILE] [--figure FILE]
 
-Boxes of water at 1 g/cm³ with SPC/E charges (and random dipoles and quadrupoles with --multipoles 2). ``forces`` is
+Boxes of water at 1 g/cm³ with SPC/E charges (and random dipoles and quadrupoles with --multipoles quQ). ``forces`` is
 energy and forces, ``training`` the gradient of a loss on forces in positions and charges. Every peer sums the same
 Gaussian charges (σ = 1 Å, reciprocal part alone) at the coarsest setting whose measured force error is at most the
-accuracy; the error is against Ewald at 10⁻⁸ for up to 3000 atoms and otherwise against a mesh at 10⁻⁷, in float64.
+accuracy (above 3000 atoms the search starts at what a small box needs); the error is against Ewald at 10⁻⁸ for up to 3000 atoms and otherwise against a mesh at 10⁻⁷, in float64.
 ``plain`` is the published way to sum (benchmarks/plain_baseline.py). ``floor`` is one pair of real Fourier transforms
 of farfield's mesh and one pass over the stencils of the atoms. Solvers that are not installed are reported. Each case
 runs in a process of its own, so that peak memory is its own: of the process, or, with ``--device cuda``, what torch
@@ -43,6 +43,12 @@ from electrostatics import higher_multipoles, water_box  # noqa: E402
 from plain_baseline import ewald_energy  # noqa: E402
 
 SOLVERS = ("farfield", "ewald", "torch-pme", "nvalchemi", "plain", "floor")
+
+#: Multipoles by name, in the order of the highest.
+MULTIPOLES = ("q", "qu", "quQ")
+
+#: Boxes up to this size have errors against Ewald, and each setting of a peer is tried.
+SMALL = 3000
 
 #: The plain sum keeps tables of atoms × waves: beyond this it would need too much memory.
 PLAIN_LIMIT = 3000
@@ -92,12 +98,17 @@ def torch_pme_energy(batch: AtomicBatch, spacing: float) -> Energy:
     return energy
 
 
+def even_dimensions(batch: AtomicBatch, spacing: float) -> tuple[int, int, int]:
+    """Even numbers of mesh points, at most so far apart."""
+    first, second, third = (2 * math.ceil(length / spacing / 2) for length in batch.cell[0].norm(dim=1).tolist())
+    return first, second, third
+
+
 def nvalchemi_energy(batch: AtomicBatch, spacing: float) -> Energy:
     """Reciprocal part of nvalchemi-toolkit-ops' particle mesh (k_e = 1 there)."""
     from nvalchemiops.torch.interactions.electrostatics import pme_reciprocal_space
 
-    lengths = batch.cell[0].norm(dim=1).tolist()
-    dimensions = tuple(2 * math.ceil(length / spacing / 2) for length in lengths)
+    dimensions = even_dimensions(batch, spacing)
 
     def energy(positions: Tensor, parts: list[Tensor]) -> Tensor:
         energies = pme_reciprocal_space(
@@ -109,6 +120,31 @@ def nvalchemi_energy(batch: AtomicBatch, spacing: float) -> Energy:
             spline_order=5,
         )
         return COULOMB_CONSTANT * energies.sum()
+
+    return energy
+
+
+def nvalchemi_multipole_energy(batch: AtomicBatch, spacing: float) -> Energy:
+    """Reciprocal part of nvalchemi-toolkit-ops' particle mesh of Gaussian multipoles, with the highest order it has.
+
+    Its Gaussians and its splitting are one here, as what is between them is the real-space part: e^{−σ²k²/2} of ours is
+    e^{−s²k² − k²/4α²} of its.
+    """
+    from nvalchemiops.torch.interactions.electrostatics import pack_multipole_moments
+    from nvalchemiops.torch.interactions.electrostatics.pme_multipole import multipole_pme_reciprocal_space
+
+    dimensions = even_dimensions(batch, spacing)
+
+    def energy(positions: Tensor, parts: list[Tensor]) -> Tensor:
+        return multipole_pme_reciprocal_space(
+            positions,
+            pack_multipole_moments(*parts),
+            batch.cell[0],
+            sigma=0.5,
+            alpha=1.0,
+            mesh_dimensions=dimensions,
+            spline_order=6,
+        ).sum()
 
     return energy
 
@@ -175,7 +211,7 @@ def floor_work(batch: AtomicBatch, multipoles: Multipoles, accuracy: float) -> C
 
     def work() -> object:
         mesh = spread(u, coefficients, stencil, degree)
-        return inverse_transform(transform(mesh), mesh.shape[2])
+        return inverse_transform(transform(mesh), mesh.shape[2], overwrite=True)
 
     return work
 
@@ -187,7 +223,7 @@ def moved(batch: AtomicBatch, multipoles: Multipoles, like: dict[str, Any]) -> t
 
 def exact_forces(batch: AtomicBatch, multipoles: Multipoles) -> Tensor:
     """Find the forces that errors are measured against."""
-    reference = farfield_energy(batch, 1e-8 if batch.n_atoms <= 3000 else 1e-7, "auto")
+    reference = farfield_energy(batch, 1e-8 if batch.n_atoms <= SMALL else 1e-7, "auto")
     return find_forces(reference, batch, multipoles)
 
 
@@ -202,15 +238,34 @@ def build(
         found = find_forces(energy, batch, multipoles)
         return float((found.double() - exact).norm() / exact.norm())
 
-    spacings = [1.25, 1.0, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3]
     if solver in ("farfield", "ewald"):
         energy = farfield_energy(batch, accuracy, "auto" if solver == "farfield" else "ewald")
         return energy, error(energy)
+    make, settings = peer(solver, multipoles)
+    if batch.n_atoms > SMALL:
+        settings = settings[small_box_setting(solver, batch, len(given(multipoles)) - 1, accuracy) :]
+    return coarsest(lambda setting: make(batch, setting), settings, error, accuracy)
+
+
+def peer(solver: str, multipoles: Multipoles) -> tuple[Callable[[AtomicBatch, float], Energy], list[float]]:
+    """Energy of another code, and its settings from coarse to fine."""
     if solver == "plain":
-        cutoffs = [3.0, 3.25, 3.5, 3.75, 4.0, 4.25, 4.5, 5.0, 5.5]
-        return coarsest(lambda k: plain_energy(batch, k), cutoffs, error, accuracy)
-    make = torch_pme_energy if solver == "torch-pme" else nvalchemi_energy
-    return coarsest(lambda spacing: make(batch, spacing), spacings, error, accuracy)
+        return plain_energy, [3.0, 3.25, 3.5, 3.75, 4.0, 4.25, 4.5, 5.0, 5.5]
+    if multipoles.dipoles is not None:
+        return nvalchemi_multipole_energy, [0.8, 0.6, 0.5, 0.4, 0.35, 0.3, 0.25, 0.2, 0.16]
+    return torch_pme_energy if solver == "torch-pme" else nvalchemi_energy, [1.25, 1.0, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3]
+
+
+def small_box_setting(solver: str, batch: AtomicBatch, order: int, accuracy: float) -> int:
+    """Place of the first setting that reaches the accuracy for a small box, as finding it for a large one takes long."""
+    small = moved(*make_system(SMALL // 3, order), {"device": batch.positions.device})
+    exact, (make, settings) = exact_forces(*small), peer(solver, small[1])
+    small = moved(*small, {"dtype": batch.positions.dtype})
+    for place, setting in enumerate(settings):
+        found = find_forces(make(small[0], setting), *small)
+        if float((found.double() - exact).norm() / exact.norm()) <= accuracy:
+            return place
+    return len(settings) - 1
 
 
 def timed(work: Callable[[], object], repeat: int, device: torch.device) -> tuple[float, float]:
@@ -256,7 +311,7 @@ def row_of(
         "quantity": quantity,
         "dtype": str(batch.positions.dtype).removeprefix("torch."),
         "device": batch.positions.device.type,
-        "multipoles": len(given(multipoles)) - 1,
+        "multipoles": MULTIPOLES[len(given(multipoles)) - 1],
         "median_s": median,
         "peak_mb": peak,
         "force_error": reached,
@@ -266,7 +321,9 @@ def row_of(
 def measure(options: dict[str, Any]) -> dict[str, Any]:
     """Time one case; runs in a process of its own."""
     torch.set_num_threads(options["threads"])
-    system = moved(*make_system(options["atoms"], options["multipoles"]), {"device": options["device"]})
+    system = moved(
+        *make_system(options["atoms"], MULTIPOLES.index(options["multipoles"])), {"device": options["device"]}
+    )
     exact = exact_forces(*system) if system[0].n_atoms <= options["largest_checked"] else None
     system = moved(*system, {"dtype": getattr(torch, options["dtype"])})
     return row_of(options["solver"], *system, options["quantity"], options["accuracy"], options["repeat"], exact)
@@ -326,7 +383,7 @@ def main() -> None:
     parser.add_argument("--solvers", default=",".join(SOLVERS))
     parser.add_argument("--quantity", default="forces,training")
     parser.add_argument("--dtype", default="float64", choices=("float32", "float64"))
-    parser.add_argument("--multipoles", type=int, default=0, choices=(0, 1, 2))
+    parser.add_argument("--multipoles", default="q", choices=MULTIPOLES)
     parser.add_argument("--accuracy", type=float, default=3e-4)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=5)
@@ -350,7 +407,7 @@ def main() -> None:
                 reason = missing(solver)
                 if solver in ("plain", "ewald") and atoms > PLAIN_LIMIT:
                     reason = f"left out above {PLAIN_LIMIT} atoms: its time grows as N²"
-                if solver in ("torch-pme", "nvalchemi") and options.multipoles:
+                if solver == "torch-pme" and options.multipoles != "q":
                     reason = "charges only"
                 if reason is not None:
                     print(f"{solver:10s} {atoms:8d} {quantity:9s} {reason}", flush=True)

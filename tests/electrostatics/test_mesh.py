@@ -373,3 +373,5 @@ def test_transforms_bring_a_mesh_back(shape, dtype):
         found = inverse_transform(spectrum, shape[2]) / mesh.numel()
         torch.testing.assert_close(found, mesh, rtol=0, atol=1e-12 if dtype == torch.float64 else 1e-5)
     assert torch.equal(spectrum, kept), "the argument must not change"
+    found = inverse_transform(spectrum, shape[2], overwrite=True) / mesh.numel()
+    torch.testing.assert_close(found, mesh, rtol=0, atol=1e-12 if dtype == torch.float64 else 1e-5)

@@ -58,8 +58,8 @@ _SHORT = 4.2
 #: Constants of the estimates (ns) for charges, up to dipoles, and up to quadrupoles, fitted to times of water in bulk,
 #: as slabs and as droplets:
 #:   python -m benchmarks.cost_model
-#: Of a mesh: each atom's order³ points; each point times log₂ of their number; the calls.
-_MESH = ((3.1, 1.22, 7.9e5), (4.4, 1.27, 8.5e5), (6.5, 1.28, 8.3e5))
+#: Of a mesh: each atom's order² rows of points, a vector each; each point times log₂ of their number; the calls.
+_MESH = ((10.0, 0.75, 7.9e5), (15.0, 0.75, 8.5e5), (20.0, 0.75, 8.3e5))
 
 #: Of Ewald: each wave and atom; each wave; the calls.
 _EWALD = ((0.19, 48.0, 1.8e6), (0.315, 51.0, 2.0e6), (0.43, 50.0, 2.4e6))
@@ -134,7 +134,7 @@ def mesh_cost(atoms: int, shape: tuple[int, int, int], order: int, degree: int) 
     """Estimate of the time of a sum on a mesh (ns) for multipoles up to a degree, by compiled splines of an order."""
     of_stencil, of_transform, of_calls = _MESH[degree]
     points = math.prod(shape)
-    return atoms * order**3 * of_stencil + points * math.log2(points) * of_transform + of_calls
+    return atoms * order**2 * of_stencil + points * math.log2(points) * of_transform + of_calls
 
 
 def waves_of(ranges: tuple[int, ...]) -> int:

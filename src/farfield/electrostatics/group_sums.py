@@ -11,7 +11,6 @@ from abc import ABC, abstractmethod
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
 from torch import Tensor
 
 from farfield.atoms.batch import AtomicBatch
@@ -21,20 +20,15 @@ from farfield.electrostatics.ewald import EwaldGeometry, Transform
 from farfield.electrostatics.graphs import is_traced
 from farfield.electrostatics.lattice import volume_of
 from farfield.electrostatics.mesh import MeshGeometry, influence
-from farfield.electrostatics.multipoles import Multipoles
+from farfield.electrostatics.multipoles import Multipoles, traceless
 from farfield.electrostatics.open_charges import open_charge_energy
+from farfield.electrostatics.open_multipoles import OpenPairs, open_energy, open_potential
 from farfield.electrostatics.open_sum import OpenGeometry
 from farfield.electrostatics.plan import EwaldGroup, MeshGroup, OpenGroup
 from farfield.units import COULOMB_CONSTANT
 
 #: 2 k_e/√(2π): potential of a unit Gaussian charge of σ = 1 Å at its own centre (V·Å/e).
 _SELF_POTENTIAL = 2.0 * COULOMB_CONSTANT / math.sqrt(2.0 * math.pi)
-
-
-def traceless(matrix: Float[Tensor, "*rest 3 3"]) -> Float[Tensor, "*rest 3 3"]:
-    """Return matrices less a third of their trace."""
-    trace = matrix.diagonal(dim1=-2, dim2=-1).sum(-1)
-    return matrix - torch.eye(3, dtype=matrix.dtype, device=matrix.device) * (trace / 3.0)[..., None, None]
 
 
 def pair_energies(multipoles: Multipoles, potential: Tensor, gradient: Tensor | None, second: Tensor | None) -> Tensor:
@@ -84,6 +78,9 @@ class OpenSum:
         # Atoms of different ranks stand in different slots.
         self._positions = sum_over_ranks(group.padding.gather(batch.positions), ranks)
         self._group, self._self_interaction = group, self_interaction
+        self._pairs: OpenPairs | None = None
+        if OpenPairs.suit(self._positions):
+            self._pairs = OpenPairs(group.padding, group.smearing, self._positions.dtype, whole=ranks is None)
         self._geometry: OpenGeometry | None = None
         self._with_graph = torch.is_grad_enabled()
 
@@ -101,18 +98,22 @@ class OpenSum:
         return _self_potential(multipoles, smearing, torch.ones_like(smearing).expand(-1, 3))
 
     def _potential_of(self, whole: Multipoles) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        if self._geometry is None:
-            # The first use may be a solution without gradients; later ones need the graph of the positions.
-            with torch.set_grad_enabled(self._with_graph):
-                self._geometry = OpenGeometry(self._positions, self._group.smearing, self._order + self._levels - 1)
-        value, gradient, second = self._geometry.potential(
-            whole.charges, whole.dipoles, whole.quadrupoles, self._levels
-        )
-        second = None if second is None else traceless(second)
+        value, gradient, second = self._potential_of_others(whole)
         if self._self_interaction:
             own = self._own(whole)
             return value + own[0], _add(gradient, own[1]), _add(second, own[2])
         return value, gradient, second
+
+    def _potential_of_others(self, whole: Multipoles) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        q, u, t = whole.charges, whole.dipoles, whole.quadrupoles
+        if self._pairs is not None:
+            return open_potential(self._pairs, self._positions, q, u, t, self._levels)
+        if self._geometry is None:
+            # The first use may be a solution without gradients; later ones need the graph of the positions.
+            with torch.set_grad_enabled(self._with_graph):
+                self._geometry = OpenGeometry(self._positions, self._group.smearing, self._order + self._levels - 1)
+        value, gradient, second = self._geometry.potential(q, u, t, self._levels)
+        return value, gradient, None if second is None else traceless(second)
 
     def potential(self, multipoles: Multipoles) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Potential, gradient and traceless second derivatives at the atoms, (members, slots, …)."""
@@ -126,9 +127,13 @@ class OpenSum:
     def energy(self, multipoles: Multipoles) -> Tensor:
         """Energy of each member (eV), float64."""
         whole = self._whole(multipoles)
-        if self._order > 0:
+        q, u, t = whole.charges, whole.dipoles, whole.quadrupoles
+        if self._order == 0:
+            energy = open_charge_energy(self._positions, q, self._group.smearing)
+        elif self._pairs is not None:
+            energy = open_energy(self._pairs, self._positions, q, u, t)
+        else:
             return pair_energies(whole, *self._potential_of(whole)).sum(1, dtype=torch.float64)
-        energy = open_charge_energy(self._positions, whole.charges, self._group.smearing)
         if self._self_interaction:
             energy = energy + pair_energies(whole, *self._own(whole)).sum(1, dtype=torch.float64)
         return energy

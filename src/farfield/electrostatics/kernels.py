@@ -44,7 +44,7 @@ def series_limit(highest: int) -> float:
 
 
 @functools.cache
-def _series_terms(highest: int, epsilon: float) -> int:
+def series_terms(highest: int, epsilon: float) -> int:
     """Count the terms after which the series of F_highest is complete at the largest y it is used for."""
     term, total, count = 1.0, 1.0, 0
     while term > 0.1 * epsilon * total:
@@ -60,7 +60,7 @@ def _boys_near(y: Tensor, highest: int) -> list[Tensor]:
     two_y = 2.0 * y
     one = torch.ones((), dtype=y.dtype, device=y.device)
     series = torch.ones_like(y)
-    for j in range(_series_terms(highest, torch.finfo(y.dtype).eps), 0, -1):
+    for j in range(series_terms(highest, torch.finfo(y.dtype).eps), 0, -1):
         series = torch.addcmul(one, series, two_y, value=1.0 / (2 * highest + 2 * j + 1))
     values = [series.mul_(gaussian).mul_(1.0 / (2 * highest + 1))]
     for n in range(highest - 1, -1, -1):

@@ -23,11 +23,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from farfield.electrostatics.boundary import Truncation, kernel_factor
+from farfield.electrostatics.compiled import kernels_for
 from farfield.electrostatics.distributed import sum_over_ranks, to_each_rank
 from farfield.electrostatics.graphs import constant, is_traced, operator
 from farfield.electrostatics.lattice import inverse, volume_of
 from farfield.electrostatics.spreading import Stencil, gather, spread
 from farfield.units import COULOMB_CONSTANT
+
+#: From this many points on it is worth it to compile what multiplies a spectrum (once on a machine).
+_LEAST_FUSED = 1 << 15
 
 #: Images of the spline's transform that are summed in the influence function, to each side.
 _IMAGES = 8
@@ -154,18 +158,35 @@ def transform(mesh: Tensor) -> Tensor:
     return torch.from_numpy(rfftn(mesh.numpy(), workers=torch.get_num_threads()))
 
 
-def inverse_transform(spectrum: Tensor, size: int) -> Tensor:
-    """Real mesh Σ_k s(k) e^{ik·g} of a half spectrum, ``size`` points along its last axis."""
+def inverse_transform(spectrum: Tensor, size: int, *, overwrite: bool = False) -> Tensor:
+    """Real mesh Σ_k s(k) e^{ik·g} of a half spectrum, ``size`` points along its last axis.
+
+    With ``overwrite`` the memory of the spectrum may be worked in: what it holds is lost.
+    """
     n1, n2, _ = spectrum.shape
     if spectrum.device.type != "cpu":
         return torch.fft.irfftn(spectrum, s=(n1, n2, size), norm="forward")
-    from scipy.fft import irfftn
+    from scipy.fft import ifftn, irfft
 
-    return torch.from_numpy(irfftn(spectrum.numpy(), (n1, n2, size), norm="forward", workers=torch.get_num_threads()))
+    threads = torch.get_num_threads()
+    rows = ifftn(spectrum.numpy(), axes=(0, 1), norm="forward", overwrite_x=overwrite, workers=threads)
+    return torch.from_numpy(irfft(rows, size, axis=2, norm="forward", workers=threads))
+
+
+def _convolve_with_energy(density: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Mesh of Σ_k Ĝ ρ̂ e^{ik·g}, and ½ Σ_k Ĝ |ρ̂|² where it comes with it for nothing."""
+    spectrum, energy = transform(density), None
+    if density.numel() >= _LEAST_FUSED and density.device.type == "cpu" and kernels_for("cpu") is not None:
+        from farfield.electrostatics.spectrum_kernels import multiply
+
+        energy = multiply(spectrum, kernel, _counts(density))
+    else:
+        spectrum.mul_(kernel)
+    return inverse_transform(spectrum, density.shape[2], overwrite=True), energy
 
 
 def _convolve(density: Tensor, kernel: Tensor) -> Tensor:
-    return inverse_transform(transform(density).mul_(kernel), density.shape[2])
+    return _convolve_with_energy(density, kernel)[0]
 
 
 def _correlate(first: Tensor, second: Tensor) -> Tensor:
@@ -174,8 +195,10 @@ def _correlate(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _energy(density: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
-    potential = _convolve(density, kernel)
-    return 0.5 * (density * potential).sum(dtype=torch.float64), potential
+    potential, energy = _convolve_with_energy(density, kernel)
+    if energy is None:
+        energy = 0.5 * (density * potential).sum(dtype=torch.float64)
+    return energy, potential
 
 
 class _Convolve(torch.autograd.Function):
@@ -226,7 +249,10 @@ class _QuadraticForm(torch.autograd.Function):
         on_density = on_kernel = None
         scale = gradient.to(density.dtype)
         if ctx.needs_input_grad[0]:
-            on_density = scale * _Convolve.apply(density, kernel, potential)
+            on_density = _Convolve.apply(density, kernel, potential)
+            # An energy is mostly differentiated as it is: a pass over the mesh less. A device would be waited for.
+            if scale.requires_grad or scale.device.type != "cpu" or float(scale) != 1.0:
+                on_density = scale * on_density
         if ctx.needs_input_grad[1]:
             on_kernel = 0.5 * scale * _Correlate.apply(density, density)
         return on_density, on_kernel
@@ -295,6 +321,19 @@ _energy_operator = operator(
 )
 
 
+#: Which of xx, xy, xz, yy, yz, zz an element of a symmetric matrix is, rows xx, xy, …, zz of all nine.
+_SYMMETRIC = tuple(tuple(float(place == here) for here in range(6)) for place in (0, 1, 2, 1, 3, 4, 2, 4, 5))
+
+
+def _squares(jacobian: Tensor) -> Tensor:
+    """From second derivatives xx, xy, xz, yy, yz, zz of the mesh to those in space, (9, 6), and back for quadrupoles.
+
+    One product of matrices for all atoms: two by two they are as many calls as there are atoms.
+    """
+    both = jacobian[:, None, :, None] * jacobian[None, :, None, :]
+    return both.reshape(9, 9) @ constant(_SYMMETRIC, jacobian)
+
+
 class MeshGeometry:
     """Positions of one system on a mesh, ready to be applied to multipoles.
 
@@ -338,6 +377,7 @@ class MeshGeometry:
         self._u = (fractional - torch.floor(fractional.detach())) * points
         # ∇_r = J ∇_u
         self._jacobian = (to_fractional * points).to(self.dtype)
+        self._squares = _squares(self._jacobian) if max(source_degree, field_degree) > 1 else None
         self._stencil = Stencil(self._u, shape, order)
         self._kernel = kernel
 
@@ -347,12 +387,10 @@ class MeshGeometry:
         if self.source_degree > 0:
             columns.append(charges.new_zeros(len(charges), 3) if dipoles is None else dipoles @ self._jacobian)
         if self.source_degree > 1:
-            if quadrupoles is None:
+            if quadrupoles is None or self._squares is None:
                 columns.append(charges.new_zeros(len(charges), 6))
             else:
-                q = 0.5 * self._jacobian.mT @ quadrupoles @ self._jacobian
-                xx, xy, xz, yx, yy, yz, zx, zy, zz = q.flatten(1).unbind(1)
-                columns.append(torch.stack((xx, xy + yx, xz + zx, yy, yz + zy, zz), 1))
+                columns.append(0.5 * quadrupoles.flatten(1) @ self._squares)
         mesh = spread(self._u, torch.cat(columns, 1), self._stencil, self.source_degree)
         return sum_over_ranks(mesh, self._ranks)
 
@@ -373,8 +411,6 @@ class MeshGeometry:
         gradient = second = None
         if self.field_degree > 0:
             gradient = values[:, 1:4] @ self._jacobian.mT
-        if self.field_degree > 1:
-            xx, xy, xz, yy, yz, zz = values[:, 4:10].unbind(1)
-            matrix = torch.stack((xx, xy, xz, xy, yy, yz, xz, yz, zz), 1).unflatten(1, (3, 3))
-            second = self._jacobian @ matrix @ self._jacobian.mT
+        if self._squares is not None and self.field_degree > 1:
+            second = (values[:, 4:10] @ self._squares.mT).unflatten(1, (3, 3))
         return values[:, 0], gradient, second

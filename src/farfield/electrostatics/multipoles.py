@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -40,3 +41,9 @@ class Multipoles:
             None if self.dipoles is None else self.dipoles.detach(),
             None if self.quadrupoles is None else self.quadrupoles.detach(),
         )
+
+
+def traceless(matrix: Float[Tensor, "*rest 3 3"]) -> Float[Tensor, "*rest 3 3"]:
+    """Return matrices less a third of their trace."""
+    trace = matrix.diagonal(dim1=-2, dim2=-1).sum(-1)
+    return matrix - torch.eye(3, dtype=matrix.dtype, device=matrix.device) * (trace / 3.0)[..., None, None]

@@ -5,6 +5,9 @@ r"""Direct sum of Gaussian multipoles under open boundary conditions.
 over all pairs of each system in padded blocks (members, i, j). With R = r_i − r_j every derivative of the kernel is a
 product of components of R and one B_n, and the multipoles are contracted with R first: u·R, Q·R, R·Q·R. No tensor of
 higher derivatives is ever made. Components stand in front (3, members, i, j), so that sums over them add whole blocks.
+
+It is made of tensor operations: for accelerators, compiled graphs, few atoms and third derivatives. On CPUs the kernels
+of `farfield.electrostatics.open_multipoles` do the same.
 """
 
 from __future__ import annotations

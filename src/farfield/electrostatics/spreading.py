@@ -12,16 +12,12 @@ So every backward pass, of any order, is made of these two maps again, and nothi
 from __future__ import annotations
 
 import functools
-import importlib.util
-import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from farfield.electrostatics.compiled import POOL, kernels_for
 from farfield.electrostatics.graphs import constant, is_traced, operator
 
 #: Highest degree of derivatives: field gradients of quadrupoles, differentiated twice and once more to spare.
@@ -70,49 +66,12 @@ def _raised(degree: int) -> tuple[tuple[int, ...], ...]:
 _RAISED = tuple(_raised(degree) for degree in range(MAX_DEGREE))
 
 
-@functools.cache
-def _kernels_for(device: str) -> str | None:
-    """Name the kernels that can be compiled here for a kind of device: newest Pythons wait for numba for months."""
-    name = {"cpu": "numba", "cuda": "triton"}.get(device)
-    return name if name is not None and importlib.util.find_spec(name) is not None else None
-
-
 def _sorted_on_device(u: Tensor, shape: tuple[int, int, int]) -> Tensor | None:
     """Order of the atoms by mesh row, so that atoms at work at one time share parts of the mesh; None for few atoms."""
     if len(u) < LEAST_SORTED:
         return None
     first, second = (torch.remainder(torch.floor(u[:, axis]), shape[axis]).int() for axis in (0, 1))
     return torch.argsort(first * shape[1] + second)
-
-
-class _Pool:
-    """Threads for the compiled kernels, made anew in a forked process, where those of the parent do not exist."""
-
-    def __init__(self) -> None:
-        self._threads: ThreadPoolExecutor | None = None
-        self._size = 0
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._forget)
-
-    def _forget(self) -> None:
-        self._threads, self._size = None, 0
-
-    def run(self, tasks: Iterable[Callable[[], Any]]) -> None:
-        """Run tasks, at once as far as torch may use threads, and wait for all."""
-        tasks = list(tasks)
-        size = torch.get_num_threads()
-        if size == 1 or len(tasks) == 1:
-            for task in tasks:
-                task()
-            return
-        if self._threads is None or self._size < size:
-            self._threads, self._size = ThreadPoolExecutor(size, thread_name_prefix="farfield-mesh"), size
-        futures: list[Future[Any]] = [self._threads.submit(task) for task in tasks]
-        for future in futures:
-            future.result()
-
-
-_POOL = _Pool()
 
 
 class Stencil:
@@ -142,14 +101,19 @@ class Stencil:
         if compiled is None:
             compiled = coordinates.device.type != "cpu" or len(coordinates) >= LEAST_COMPILED
         if compiled:
-            self.kernels = _kernels_for(coordinates.device.type)
+            self.kernels = kernels_for(coordinates.device.type)
+        if self.kernels == "numba" and shape[2] < order:  # its rows are one vector each
+            self.kernels = None
         if self.kernels == "triton":
             self.places = _sorted_on_device(coordinates.detach(), shape)
         if self.kernels != "numba":
             return
         self.u = np.ascontiguousarray(coordinates.detach().numpy())
-        plane = np.mod(np.floor(self.u[:, 0]).astype(np.int64), shape[0])
-        self.atoms = np.argsort(plane.astype(np.int32), kind="stable")
+        # By plane, and by row in a plane, so that atoms at work one after another share what is in the cache. Short
+        # integers are sorted by their digits, in a time that grows as their number.
+        plane, row = (np.mod(np.floor(self.u[:, axis]), shape[axis]).astype(np.uint16) for axis in (0, 1))
+        by_row = np.argsort(row, kind="stable")
+        self.atoms = by_row[np.argsort(plane[by_row], kind="stable")]
         self._sorted_plane = plane[self.atoms]
 
     def tasks_by_color(self) -> list[list[np.ndarray]]:
@@ -179,12 +143,13 @@ def _spread(u: Tensor, coefficients: Tensor, stencil: Stencil, degree: int) -> T
 
         spline_triton.spread(u, coefficients, stencil.places, mesh, stencil.order, degree)
         return mesh
-    from farfield.electrostatics.spline_kernels import kernels
+    from farfield.electrostatics.spline_kernels import kernels, spline_polynomials
 
     kernel, _ = kernels(stencil.order, degree)
     values, target = coefficients.detach().contiguous().numpy(), mesh.numpy()
+    table = spline_polynomials(stencil.order, degree, target.dtype.name)
     for color in stencil.tasks_by_color():
-        _POOL.run(functools.partial(kernel, stencil.u, values, part, target) for part in color)
+        POOL.run(functools.partial(kernel, stencil.u, values, part, target, table) for part in color)
     return mesh
 
 
@@ -197,12 +162,13 @@ def _gather(u: Tensor, mesh: Tensor, stencil: Stencil, degree: int) -> Tensor:
         out = mesh.new_empty((len(u), count_of(degree)))
         spline_triton.gather(u, mesh, stencil.places, out, stencil.order, degree)
         return out
-    from farfield.electrostatics.spline_kernels import kernels
+    from farfield.electrostatics.spline_kernels import kernels, spline_polynomials
 
     _, kernel = kernels(stencil.order, degree)
     out = mesh.new_empty((len(stencil.u), count_of(degree)))
     values, target = mesh.detach().contiguous().numpy(), out.numpy()
-    _POOL.run(functools.partial(kernel, stencil.u, values, part, target) for part in stencil.tasks())
+    table = spline_polynomials(stencil.order, degree, target.dtype.name)
+    POOL.run(functools.partial(kernel, stencil.u, values, part, target, table) for part in stencil.tasks())
     return out
 
 
@@ -262,11 +228,15 @@ def _gather_by_torch(u: Tensor, mesh: Tensor, stencil: Stencil, degree: int) -> 
     return torch.cat(parts) if parts else mesh.new_empty((0, count_of(degree)))
 
 
+def _highest_degree(order: int) -> int:
+    return min(MAX_DEGREE, order - 1)
+
+
 def _check_degree(degree: int, order: int) -> None:
-    if degree > min(MAX_DEGREE, order - 1):
+    if degree > _highest_degree(order):
         raise ValueError(
             f"derivatives of degree {degree} are needed but a mesh of order {order} gives them up to "
-            f"{min(MAX_DEGREE, order - 1)}: differentiate less often, or use method='ewald'"
+            f"{_highest_degree(order)}: differentiate less often, or use method='ewald'"
         )
 
 
@@ -289,28 +259,41 @@ class _Spread(torch.autograd.Function):
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
         u, coefficients = ctx.saved_tensors
         moving = ctx.needs_input_grad[0]
-        values = _Gather.apply(u, gradient, ctx.stencil, ctx.degree + int(moving))
+        values = _gathered(u, gradient, ctx.stencil, ctx.degree + int(moving))
         slope = _slope(coefficients, values, ctx.degree) if moving else None
         return slope, values[:, : count_of(ctx.degree)], None, None
 
 
 class _Gather(torch.autograd.Function):
+    """What a mesh holds at u, and one degree more ``ahead`` of a backward pass: two gathers cost more than the second.
+
+    ``known`` is the outcome where it has been found before.
+    """
+
     @staticmethod
-    def forward(ctx, u, mesh, stencil, degree):  # type: ignore[no-untyped-def]
+    def forward(ctx, u, mesh, stencil, degree, ahead, known):  # type: ignore[no-untyped-def]
         _check_degree(degree, stencil.order)
-        ctx.save_for_backward(u, mesh)
+        values = _gather(u, mesh, stencil, degree + int(ahead)) if known is None else known
+        ctx.save_for_backward(u, mesh, values if ahead else None)
         ctx.stencil, ctx.degree = stencil, degree
-        return _gather(u, mesh, stencil, degree)
+        return values[:, : count_of(degree)]
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        u, mesh = ctx.saved_tensors
+        u, mesh, higher = ctx.saved_tensors
         slope = on_mesh = None
         if ctx.needs_input_grad[0]:
-            slope = _slope(gradient, _Gather.apply(u, mesh, ctx.stencil, ctx.degree + 1), ctx.degree)
+            slope = _slope(gradient, _gathered(u, mesh, ctx.stencil, ctx.degree + 1, higher), ctx.degree)
         if ctx.needs_input_grad[1]:
             on_mesh = _Spread.apply(u, gradient, ctx.stencil, ctx.degree)
-        return slope, on_mesh, None, None
+        return slope, on_mesh, None, None, None, None
+
+
+def _gathered(u: Tensor, mesh: Tensor, stencil: Stencil, degree: int, known: Tensor | None = None) -> Tensor:
+    moving = known is None and u.requires_grad and torch.is_grad_enabled()
+    ahead = moving and degree < _highest_degree(stencil.order)
+    values: Tensor = _Gather.apply(u, mesh, stencil, degree, ahead, known)
+    return values
 
 
 def _spread_afresh(u: Tensor, coefficients: Tensor, shape: list[int], order: int, degree: int) -> Tensor:
@@ -381,4 +364,4 @@ def gather(u: Tensor, mesh: Tensor, stencil: Stencil, degree: int) -> Tensor:
     if is_traced(mesh):
         _check_degree(degree, stencil.order)
         return _gather_operator(u, mesh, stencil.order, degree)
-    return _Gather.apply(u, mesh, stencil, degree)
+    return _gathered(u, mesh, stencil, degree)
