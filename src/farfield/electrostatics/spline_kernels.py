@@ -1,10 +1,10 @@
 r"""Compiled kernels that spread multipoles over a mesh with cardinal B-splines and gather what the mesh holds.
 
 An atom at mesh coordinates u touches the order³ points below it with the weights ∂ᵃM(u₁−g₁) ∂ᵇM(u₂−g₂) ∂ᶜM(u₃−g₃), M
-the cardinal B-spline of the order. The order numbers of a row of points are one vector of the processor, and so are the
-weights of an axis, which are polynomials in u − ⌊u⌋ whose coefficients are kept. The compiler does not find these vectors
-in plain loops, as it cannot know that mesh and weights share no memory: the functions below that are written in its own
-language, LLVM's, use them. Their arrays are contiguous, and their width and number are constants.
+the cardinal B-spline of the order. A row of these points is one vector of the processor, and so are the weights of an
+axis, which are polynomials in u − ⌊u⌋ whose coefficients are kept. The compiler does not find these vectors in plain
+loops, as it cannot know that mesh and weights share no memory. So the innermost functions are written in its own
+language, LLVM's; their arrays are contiguous, and their ``width`` and ``number`` are constants.
 
 Kernels are compiled by numba for one order, degree and dtype when first used and kept on disk for later processes. They
 run without the interpreter's lock on threads of our own (`farfield.electrostatics.spreading`): numba's own threading
@@ -36,6 +36,10 @@ def compiled(function: Callable[..., Any]) -> Any:
         return numba.njit(nogil=True, fastmath=True, cache=True)(plain)
     except RuntimeError:  # nowhere to keep them: neither the package nor the home directory can be written to
         return numba.njit(nogil=True, fastmath=True)(plain)
+
+
+#: Decorates what writes LLVM's instructions for a call; constants among its arguments are known to it.
+_written_out: Any = intrinsic(prefer_literal=True)
 
 
 class _Vectors:
@@ -84,7 +88,7 @@ class _Vectors:
         return self.add(total, self.everywhere(self.number(pointer, place)), vector)
 
 
-@intrinsic(prefer_literal=True)
+@_written_out
 def _weigh(typing, width, number, weights, x, table):  # type: ignore[no-untyped-def]
     """weights[d] = Σ_n table[d, n] (x − ½)ⁿ, n < width, d < number."""
 
@@ -103,7 +107,7 @@ def _weigh(typing, width, number, weights, x, table):  # type: ignore[no-untyped
     return types.void(width, number, weights, table.dtype, table), generate
 
 
-@intrinsic(prefer_literal=True)
+@_written_out
 def _combine(typing, width, number, target, at, coefficients, source):  # type: ignore[no-untyped-def]
     """target[at : at + width] = Σ_z coefficients[z] source[z], z < number."""
 
@@ -120,7 +124,7 @@ def _combine(typing, width, number, target, at, coefficients, source):  # type: 
     return types.void(width, number, target, types.int64, coefficients, source), generate
 
 
-@intrinsic(prefer_literal=True)
+@_written_out
 def _spread_plane(typing, width, number, block, first, second, target, starts):  # type: ignore[no-untyped-def]
     """target[starts[j] : starts[j] + width] += Σ_y second[y, j] Σ_x first[x] block[y, x], x + y < number, j < width."""
 
@@ -145,7 +149,7 @@ def _spread_plane(typing, width, number, block, first, second, target, starts): 
     return types.void(width, number, block, first, second, target, starts), generate
 
 
-@intrinsic(prefer_literal=True)
+@_written_out
 def _gather_plane(typing, width, number, block, first, second, source, starts):  # type: ignore[no-untyped-def]
     """block[y, x] += first[x] Σ_j second[y, j] source[starts[j] : starts[j] + width], x + y < number, j < width."""
 
