@@ -7,7 +7,8 @@
 Boxes of water at 1 g/cm³ with SPC/E charges (and random dipoles and quadrupoles with --multipoles quQ). ``forces`` is
 energy and forces, ``training`` the gradient of a loss on forces in positions and charges. Every peer sums the same
 Gaussian charges (σ = 1 Å, reciprocal part alone) at the coarsest setting whose measured force error is at most the
-accuracy (above 3000 atoms the search starts at what a small box needs); the error is against Ewald at 10⁻⁸ for up to 3000 atoms and otherwise against a mesh at 10⁻⁷, in float64.
+accuracy (above 3000 atoms the search starts at what a small box needs); the error is against Ewald at 10⁻⁸ for up to
+3000 atoms and otherwise against a mesh at 10⁻⁷, in float64.
 ``plain`` is the published way to sum (benchmarks/plain_baseline.py). ``floor`` is one pair of real Fourier transforms
 of farfield's mesh and one pass over the stencils of the atoms. Solvers that are not installed are reported. Each case
 runs in a process of its own, so that peak memory is its own: of the process, or, with ``--device cuda``, what torch
@@ -257,7 +258,7 @@ def peer(solver: str, multipoles: Multipoles) -> tuple[Callable[[AtomicBatch, fl
 
 
 def small_box_setting(solver: str, batch: AtomicBatch, order: int, accuracy: float) -> int:
-    """Place of the first setting that reaches the accuracy for a small box, as finding it for a large one takes long."""
+    """Place of the first setting that reaches the accuracy in a small box: finding it in a large one takes long."""
     small = moved(*make_system(SMALL // 3, order), {"device": batch.positions.device})
     exact, (make, settings) = exact_forces(*small), peer(solver, small[1])
     small = moved(*small, {"dtype": batch.positions.dtype})
