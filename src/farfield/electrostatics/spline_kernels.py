@@ -3,35 +3,22 @@ r"""Compiled kernels that spread multipoles over a mesh with cardinal B-splines 
 An atom at mesh coordinates u touches the order³ points below it with the weights ∂ᵃM(u₁−g₁) ∂ᵇM(u₂−g₂) ∂ᶜM(u₃−g₃), M
 the cardinal B-spline of the order.
 
-Kernels are compiled by numba for one order, degree and dtype when first used and kept on disk for later processes. They
-run without the interpreter's lock on threads of our own (`farfield.electrostatics.spreading`): numba's own threading
-layers do not survive forked data-loader workers or two Python threads.
+They are compiled for one order, degree and dtype (`farfield.electrostatics.compiled`).
 """
 
 from __future__ import annotations
 
 import functools
-import inspect
 import itertools
 from collections.abc import Callable
-from typing import Any
 
-import numba
 import numpy as np
 
+from farfield.electrostatics.compiled import compiled
 from farfield.electrostatics.spreading import MULTI_INDICES
 
 
-def _compiled(function: Callable[..., Any]) -> Any:
-    """Compile a function, without the run-time checks of shapes that tests wrap around everything."""
-    plain = inspect.unwrap(function)
-    try:
-        return numba.njit(nogil=True, fastmath=True, cache=True)(plain)
-    except RuntimeError:  # nowhere to keep them: neither the package nor the home directory can be written to
-        return numba.njit(nogil=True, fastmath=True)(plain)
-
-
-@_compiled
+@compiled
 def _weights(x, order, degree, out, work):  # type: ignore[no-untyped-def]
     """Splines and derivatives at x = u − floor(u): out[d, j] = M⁽ᵈ⁾(x + order − 1 − j), j = 0 … order − 1."""
     # work[m, i] = M_m(x + i), i = 0 … m − 1
@@ -56,7 +43,7 @@ def _weights(x, order, degree, out, work):  # type: ignore[no-untyped-def]
             out[d, j] = work[0, order - 1 - j]
 
 
-@_compiled
+@compiled
 def _place(u, order, degree, n3, w1, w2, w3, g3, work):  # type: ignore[no-untyped-def]
     """Weights of an atom along the axes, its points along the third, and its first (unwrapped) along the others."""
     f1, f2, f3 = np.floor(u[0]), np.floor(u[1]), np.floor(u[2])
@@ -88,7 +75,7 @@ def kernels(order: int, degree: int) -> tuple[Callable[..., None], Callable[...,
         dtype=np.int64,
     ).reshape(top, top, top)
 
-    @_compiled
+    @compiled
     def spread(u, coefficients, atoms, mesh):  # type: ignore[no-untyped-def]
         n1, n2, n3 = mesh.shape
         w1 = np.zeros((top, p), mesh.dtype)
@@ -133,7 +120,7 @@ def kernels(order: int, degree: int) -> tuple[Callable[..., None], Callable[...,
                                 value += row[z] * w3[z, k]
                             line[g3[k]] += value
 
-    @_compiled
+    @compiled
     def gather(u, mesh, atoms, out):  # type: ignore[no-untyped-def]
         n1, n2, n3 = mesh.shape
         w1 = np.zeros((top, p), mesh.dtype)

@@ -12,16 +12,12 @@ So every backward pass, of any order, is made of these two maps again, and nothi
 from __future__ import annotations
 
 import functools
-import importlib.util
-import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from farfield.electrostatics.compiled import POOL, kernels_for
 from farfield.electrostatics.graphs import constant, is_traced, operator
 
 #: Highest degree of derivatives: field gradients of quadrupoles, differentiated twice and once more to spare.
@@ -70,49 +66,12 @@ def _raised(degree: int) -> tuple[tuple[int, ...], ...]:
 _RAISED = tuple(_raised(degree) for degree in range(MAX_DEGREE))
 
 
-@functools.cache
-def _kernels_for(device: str) -> str | None:
-    """Name the kernels that can be compiled here for a kind of device: newest Pythons wait for numba for months."""
-    name = {"cpu": "numba", "cuda": "triton"}.get(device)
-    return name if name is not None and importlib.util.find_spec(name) is not None else None
-
-
 def _sorted_on_device(u: Tensor, shape: tuple[int, int, int]) -> Tensor | None:
     """Order of the atoms by mesh row, so that atoms at work at one time share parts of the mesh; None for few atoms."""
     if len(u) < LEAST_SORTED:
         return None
     first, second = (torch.remainder(torch.floor(u[:, axis]), shape[axis]).int() for axis in (0, 1))
     return torch.argsort(first * shape[1] + second)
-
-
-class _Pool:
-    """Threads for the compiled kernels, made anew in a forked process, where those of the parent do not exist."""
-
-    def __init__(self) -> None:
-        self._threads: ThreadPoolExecutor | None = None
-        self._size = 0
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._forget)
-
-    def _forget(self) -> None:
-        self._threads, self._size = None, 0
-
-    def run(self, tasks: Iterable[Callable[[], Any]]) -> None:
-        """Run tasks, at once as far as torch may use threads, and wait for all."""
-        tasks = list(tasks)
-        size = torch.get_num_threads()
-        if size == 1 or len(tasks) == 1:
-            for task in tasks:
-                task()
-            return
-        if self._threads is None or self._size < size:
-            self._threads, self._size = ThreadPoolExecutor(size, thread_name_prefix="farfield-mesh"), size
-        futures: list[Future[Any]] = [self._threads.submit(task) for task in tasks]
-        for future in futures:
-            future.result()
-
-
-_POOL = _Pool()
 
 
 class Stencil:
@@ -142,7 +101,7 @@ class Stencil:
         if compiled is None:
             compiled = coordinates.device.type != "cpu" or len(coordinates) >= LEAST_COMPILED
         if compiled:
-            self.kernels = _kernels_for(coordinates.device.type)
+            self.kernels = kernels_for(coordinates.device.type)
         if self.kernels == "triton":
             self.places = _sorted_on_device(coordinates.detach(), shape)
         if self.kernels != "numba":
@@ -184,7 +143,7 @@ def _spread(u: Tensor, coefficients: Tensor, stencil: Stencil, degree: int) -> T
     kernel, _ = kernels(stencil.order, degree)
     values, target = coefficients.detach().contiguous().numpy(), mesh.numpy()
     for color in stencil.tasks_by_color():
-        _POOL.run(functools.partial(kernel, stencil.u, values, part, target) for part in color)
+        POOL.run(functools.partial(kernel, stencil.u, values, part, target) for part in color)
     return mesh
 
 
@@ -202,7 +161,7 @@ def _gather(u: Tensor, mesh: Tensor, stencil: Stencil, degree: int) -> Tensor:
     _, kernel = kernels(stencil.order, degree)
     out = mesh.new_empty((len(stencil.u), count_of(degree)))
     values, target = mesh.detach().contiguous().numpy(), out.numpy()
-    _POOL.run(functools.partial(kernel, stencil.u, values, part, target) for part in stencil.tasks())
+    POOL.run(functools.partial(kernel, stencil.u, values, part, target) for part in stencil.tasks())
     return out
 
 
