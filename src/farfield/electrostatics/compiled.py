@@ -1,7 +1,8 @@
 """What the kernels that numba compiles share: how they are compiled, and the threads they run on.
 
 Kernels are compiled when first used and kept on disk for later processes. They run without the interpreter's lock on
-threads of our own: numba's own threading layers do not survive forked data-loader workers or two Python threads.
+the threads of torch (`farfield.electrostatics.openmp`) or, where these cannot be had, on threads of our own: numba's
+own threading layers do not survive forked data-loader workers or two Python threads.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
+
+from farfield.electrostatics.openmp import run_in_team
 
 
 @functools.cache
@@ -59,6 +62,8 @@ class Pool:
         if size == 1 or len(tasks) == 1:
             for task in tasks:
                 task()
+            return
+        if run_in_team(tasks, size):
             return
         if self._threads is None or self._size < size:
             self._threads, self._size = ThreadPoolExecutor(size, thread_name_prefix="farfield"), size

@@ -7,11 +7,10 @@ weight)
     L_i = q_i + u_i·∇ + ½ Q_i:∇∇ .
 
 In fractional coordinates s = r·A⁻¹ (rows of A are the cell vectors) k·r = 2π h·s with integers h, and e^{ik·r} is a
-product of one factor per axis. L becomes a polynomial in ∂/∂s, its coefficients linear in q, u, Q; that and the sums
-over atoms of products of cosines and sines for h ≥ 0 are `farfield.electrostatics.separable`. A table of all atoms and
-all k is never made. The eight products of cosines and sines give S(±h₁, ±h₂, ±h₃) by sums and differences; half of
-them, those with +h₁, are enough as S(−k) = S(k)*. Potentials and their derivatives at the atoms are the transpose of
-the same map, which makes the operator self-adjoint to rounding.
+product of one factor per axis. L becomes a polynomial in ∂/∂s, its coefficients linear in q, u, Q; the sums over atoms
+of products of cosines and sines for h ≥ 0, and which h these are, are `farfield.electrostatics.waves`. A table of all
+atoms and all k is never made. Potentials and their derivatives at the atoms are the transpose of the same map, which
+makes the operator self-adjoint to rounding.
 """
 
 from __future__ import annotations
@@ -28,37 +27,18 @@ from farfield.electrostatics.cutoff import switch
 from farfield.electrostatics.distributed import shared, sum_over_ranks, to_each_rank
 from farfield.electrostatics.graphs import constant, is_traced
 from farfield.electrostatics.lattice import inverse, volume_of
-from farfield.electrostatics.separable import WaveTables, count_of, moments, multi_indices, structure_factors
+from farfield.electrostatics.separable import count_of, multi_indices
+from farfield.electrostatics.waves import OCTANTS, Waves, waves_of
 from farfield.units import INVERSE_TWO_EPSILON_0
 
 #: Fourier transform v̂ of the interaction of two unit coefficients, from σ²k² and σ (Å).
 Transform = Callable[[Tensor, Tensor], Tensor]
 
-#: Signs (σ₂, σ₃) of h₂ and h₃ in the four octants with h₁ ≥ 0.
-_OCTANTS = ((1, 1), (1, -1), (-1, 1), (-1, -1))
-
-
-def _octant_matrix() -> tuple[tuple[float, ...], ...]:
-    """Matrix from the products of cosines (0) and sines (1), numbered 4c+2b+a, to Re S, Im S of the octants."""
-    rows = []
-    for s2, s3 in _OCTANTS:
-        real = [0.0] * 8
-        real[0b000], real[0b110], real[0b011], real[0b101] = 1.0, -s2 * s3, -s2, -s3
-        rows.append(real)
-    for s2, s3 in _OCTANTS:
-        imaginary = [0.0] * 8
-        imaginary[0b001], imaginary[0b010], imaginary[0b100], imaginary[0b111] = 1.0, s2, s3, -s2 * s3
-        rows.append(imaginary)
-    return tuple(map(tuple, rows))
-
-
-_OCTANT_MATRIX = _octant_matrix()
-
 
 def reciprocal_weights(
     cell: Tensor,
     smearing: Tensor,
-    ranges: tuple[int, int, int],
+    waves: Waves,
     cutoff: Tensor,
     truncation: Truncation | None = None,
     transform: Transform | None = None,
@@ -71,8 +51,8 @@ def reciprocal_weights(
         Cell vectors as rows (Å), float64, shape (members, 3, 3).
     smearing
         σ (Å), shape (members,).
-    ranges
-        Largest index along each axis.
+    waves
+        The k.
     cutoff
         σ|k| at which the switch reaches zero, shape (members,).
     truncation
@@ -83,7 +63,7 @@ def reciprocal_weights(
     Returns
     -------
     Tensor
-        Shape (members, 4, (n₁+1)(n₂+1)(n₃+1)) (eV/e²): octants with signs (+,±,±) of h. Where all members share one
+        Shape (members, 4, k) (eV/e²): octants with signs (+,±,±) of h. Where all members share one
         fixed cell, periodic along all axes, there is only one row, for all of them.
     """
     device = cell.device
@@ -91,23 +71,19 @@ def reciprocal_weights(
     fixed = truncation is None and device.type == "cpu" and not cell.requires_grad and not is_traced(cell)
     if fixed and all(_alike(part) for part in (cell, smearing, cutoff)):
         cell, smearing, cutoff = cell[:1], smearing[:1], cutoff[:1]
-    axes = [torch.arange(n + 1, dtype=cell.dtype, device=device) for n in reversed(ranges)]
-    h = torch.cartesian_prod(*axes).mT.flip(0).contiguous()
-    # Every k and −k are one term; a zero index makes two octants coincide.
-    zero = h == 0
-    count = torch.pow(0.5, zero.sum(0, dtype=cell.dtype)) * 2.0
+    h, count = waves.indices, waves.count
     if transform is not None:
         squared = _squared_lengths(h, cell * (1.0 / smearing)[:, None, None])
         strength, scale = transform(squared, smearing[:, None, None]), 0.5
     elif truncation is None:
         # k = 0 is left out: its count is zero, and the one added there keeps 1/k² finite in the backward pass.
-        origin = zero.all(0).to(count.dtype)
+        origin = (h == 0).all(0).to(count.dtype)
         count = count * (1.0 - origin)
         squared = _squared_lengths(h, cell * (1.0 / smearing)[:, None, None])
         strength = torch.exp(-0.5 * squared) * (smearing**2)[:, None, None] / (squared + origin)
         scale = INVERSE_TWO_EPSILON_0
     else:
-        signs = constant(tuple((1.0, *pair) for pair in _OCTANTS), cell)
+        signs = constant(tuple((1.0, *pair) for pair in OCTANTS), cell)
         squared, kernel = kernel_factor((h.mT * signs[:, None]).reshape(-1, 3), cell, truncation)
         squared, kernel = (part.unflatten(1, (4, -1)) for part in ((smearing**2)[:, None] * squared, kernel))
         strength, scale = torch.exp(-0.5 * squared) * kernel, INVERSE_TWO_EPSILON_0
@@ -121,7 +97,7 @@ def _squared_lengths(h: Tensor, cell: Tensor) -> Tensor:
     metric = reciprocal @ reciprocal.mT
     # k² = Σ h_a h_b g_ab, a matrix product over the six pairs of axes; octants differ by the signs of the last three.
     pairs = torch.cat((h * h, h[0] * h[1:], (h[1] * h[2])[None]))
-    signs = constant(tuple((1.0, 1.0, 1.0, 2.0 * s2, 2.0 * s3, 2.0 * s2 * s3) for s2, s3 in _OCTANTS), h)
+    signs = constant(tuple((1.0, 1.0, 1.0, 2.0 * s2, 2.0 * s3, 2.0 * s2 * s3) for s2, s3 in OCTANTS), h)
     upper = torch.cat((metric.diagonal(dim1=1, dim2=2), metric[:, 0, 1:], metric[:, 1, 2:]), 1)
     return (upper[:, None] * signs) @ pairs
 
@@ -230,11 +206,9 @@ class EwaldGeometry:
         to_fractional = inverse(reduced)
         fractional = positions.double() @ to_fractional
         fractional = fractional - torch.round(fractional.detach())
-        weights = reciprocal_weights(shared(reduced, ranks), smearing, ranges, cutoff, truncation, transform)
+        self._waves = waves_of(fractional, to_fractional, cutoff / smearing, ranges, dtype, ranks)
+        weights = reciprocal_weights(shared(reduced, ranks), smearing, self._waves, cutoff, truncation, transform)
         self.weights = weights.to(dtype)
-        self.fractional = fractional
-        self.tables = WaveTables(fractional, ranges, dtype)
-        self.octants = constant(_OCTANT_MATRIX, positions)
         self._map = _multipole_map(to_fractional.to(dtype), max(source_levels, field_levels) - 1)
 
     def structure(self, charges: Tensor, dipoles: Tensor | None, quadrupoles: Tensor | None) -> Tensor:
@@ -247,10 +221,7 @@ class EwaldGeometry:
             given.append(charges.new_zeros(*charges.shape, 9) if quadrupoles is None else quadrupoles.flatten(2))
         joined = torch.cat(given, -1)
         c = joined @ self._map[:, : joined.shape[2], : count_of(level)]
-        product = structure_factors(self.fractional, c, self.tables, level)
-        n1, n2, n3 = (n + 1 for n in self.tables.ranges)
-        product = product.reshape(-1, 2, n3, 2, n2, 2, n1).permute(0, 1, 3, 5, 2, 4, 6)
-        return sum_over_ranks(self.octants @ product.reshape(len(charges), 8, -1), self._ranks)
+        return sum_over_ranks(self._waves.structure(c, level), self._ranks)
 
     def energy(self, structure: Tensor) -> Tensor:
         """Energy of each member (eV), float64, self-interaction included, shape (members,)."""
@@ -262,12 +233,8 @@ class EwaldGeometry:
     def potential(self, structure: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Potential (members, slots), its gradient and second derivatives, self-interaction included."""
         level = self.field_level
-        members = len(structure)
-        n1, n2, n3 = (n + 1 for n in self.tables.ranges)
         weighted = to_each_rank(2.0 * torch.cat((self.weights, self.weights), 1) * structure, self._ranks)
-        adjoint = (self.octants.mT @ weighted).reshape(members, 2, 2, 2, n3, n2, n1)
-        adjoint = adjoint.permute(0, 1, 4, 2, 5, 3, 6).reshape(members, 2 * n3, -1)
-        d = moments(adjoint, self.fractional, self.tables, level)
+        d = self._waves.moments(weighted, level)
         found = d @ self._map[:, : (1, 4, 13)[level], : d.shape[2]].mT
         return (
             found[..., 0],

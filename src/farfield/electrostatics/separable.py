@@ -22,7 +22,7 @@ from __future__ import annotations
 import functools
 import math
 import threading
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -87,6 +87,17 @@ def _raised_places(level: int) -> tuple[int, ...]:
     )
 
 
+@runtime_checkable
+class Tables(Protocol):
+    """What both maps are made with for one set of waves: each without a graph, the other's transpose."""
+
+    def structure_factors(self, c: Tensor, level: int) -> Tensor:
+        """Structure factors, of any shape, of coefficients (members, slots, coefficients)."""
+
+    def moments(self, g: Tensor, level: int) -> Tensor:
+        """Moments (members, slots, coefficients) of amplitudes, of the shape of the structure factors."""
+
+
 class WaveTables:
     """Cosines and sines of 2πhs of a group of systems along each axis, with their derivatives as far as asked for.
 
@@ -113,6 +124,14 @@ class WaveTables:
             columns = self._coordinates[:, :, None].unbind(1)
             self._axes = [_Axis(column, n, self._dtype) for column, n in zip(columns, self.ranges, strict=True)]
         return tuple(axis.up_to(level) for axis in self._axes)
+
+    def structure_factors(self, c: Tensor, level: int) -> Tensor:
+        """T of coefficients, without a graph."""
+        return _structure_factors(c, self, level)
+
+    def moments(self, g: Tensor, level: int) -> Tensor:
+        """Take the moments of amplitudes, without a graph."""
+        return _moments(g, self, level)
 
 
 class _Axis:
@@ -221,7 +240,7 @@ class _StructureFactors(torch.autograd.Function):
     def forward(ctx, fractional, c, tables, level):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(fractional, c)
         ctx.tables, ctx.level = tables, level
-        return _structure_factors(c, tables, level)
+        return tables.structure_factors(c, level)
 
     @staticmethod
     def backward(ctx, g):  # type: ignore[no-untyped-def]
@@ -237,7 +256,7 @@ class _Moments(torch.autograd.Function):
     def forward(ctx, g, fractional, tables, level, reserve):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(g, fractional)
         ctx.tables, ctx.level = tables, level
-        d = _moments(g, tables, level + reserve)
+        d = tables.moments(g, level + reserve)
         ctx.raised = d if reserve else None
         return d[:, :, : len(multi_indices(level))].clone() if reserve else d
 
@@ -256,11 +275,11 @@ class _Moments(torch.autograd.Function):
 
 
 def _structure_factors_afresh(fractional: Tensor, c: Tensor, ranges: list[int], level: int) -> Tensor:
-    return _structure_factors(c, WaveTables(fractional, (ranges[0], ranges[1], ranges[2]), c.dtype), level)
+    return WaveTables(fractional, (ranges[0], ranges[1], ranges[2]), c.dtype).structure_factors(c, level)
 
 
 def _moments_afresh(g: Tensor, fractional: Tensor, ranges: list[int], level: int) -> Tensor:
-    return _moments(g, WaveTables(fractional, (ranges[0], ranges[1], ranges[2]), g.dtype), level)
+    return WaveTables(fractional, (ranges[0], ranges[1], ranges[2]), g.dtype).moments(g, level)
 
 
 def _structure_factors_save(ctx, inputs, output):  # type: ignore[no-untyped-def]
@@ -312,7 +331,7 @@ _moments_operator = operator(
 )
 
 
-def structure_factors(fractional: Tensor, c: Tensor, tables: WaveTables, level: int) -> Tensor:
+def structure_factors(fractional: Tensor, c: Tensor, tables: Tables, level: int) -> Tensor:
     """T of coefficients c.
 
     Parameters
@@ -322,27 +341,28 @@ def structure_factors(fractional: Tensor, c: Tensor, tables: WaveTables, level: 
     c
         Coefficients of the `multi_indices` of the level, shape (members, slots, coefficients).
     tables
-        Tables of s.
+        Those of s: `WaveTables`, or the ones of `farfield.electrostatics.sphere`.
     level
         L, 0 or more.
 
     Returns
     -------
     Tensor
-        Shape (members, 2(n₃ + 1), 2(n₂ + 1) · 2(n₁ + 1)), along each axis cosines first; differentiable to any order.
+        From `WaveTables` of shape (members, 2(n₃ + 1), 2(n₂ + 1) · 2(n₁ + 1)), along each axis cosines first;
+        differentiable to any order.
     """
-    if is_traced(c):
+    if is_traced(c) and isinstance(tables, WaveTables):
         return _structure_factors_operator(fractional, c, tables.ranges, level)
     return _StructureFactors.apply(fractional, c, tables, level)
 
 
-def moments(g: Tensor, fractional: Tensor, tables: WaveTables, level: int) -> Tensor:
+def moments(g: Tensor, fractional: Tensor, tables: Tables, level: int) -> Tensor:
     """Take the derivatives d^p of the field with amplitudes G at the atoms: the transpose of `structure_factors`.
 
     Parameters
     ----------
     g
-        Shape (members, 2(n₃ + 1), 2(n₂ + 1) · 2(n₁ + 1)).
+        Of the shape that `structure_factors` gives.
     fractional, tables, level
         As there.
 
@@ -351,7 +371,7 @@ def moments(g: Tensor, fractional: Tensor, tables: WaveTables, level: int) -> Te
     Tensor
         Shape (members, slots, coefficients), differentiable to any order.
     """
-    if is_traced(g):
+    if is_traced(g) and isinstance(tables, WaveTables):
         return _moments_operator(g, fractional, tables.ranges, level)
     # One level more than asked for costs less now than all of them again in the backward pass.
     reserve = torch.is_grad_enabled() and fractional.requires_grad
