@@ -72,7 +72,7 @@ class Setting:
 
 
 SETTINGS = {
-    "short": Setting(clusters=120, boxes=4, kept=30, epochs=12),
+    "short": Setting(clusters=200, boxes=4, kept=30, epochs=20),
     "long": Setting(clusters=480, boxes=24, kept=90, epochs=120),
 }
 
@@ -106,7 +106,7 @@ def configuration(name: str, train_file: Path, output: Path, epochs: int, seed: 
         "model": {
             "backbone": {
                 "kind": "cace",
-                "cutoff": 4.5,
+                "cutoff": 4.0,
                 "n_bessel": 6,
                 "n_radial": 6,
                 "n_embedding": 3,
@@ -119,12 +119,19 @@ def configuration(name: str, train_file: Path, output: Path, epochs: int, seed: 
                 "n_tensors": 8,
             },
             # σ = 1.2 Å: self-consistent response surely has a minimum up to α = 6.2 Å³; Cl⁻ has 4.0
-            "long_range": {"smearing": 1.2, "charge_scale": 1.0, "total_charge": "constraint", **CONFIGURATIONS[name]},
+            "long_range": {
+                "smearing": 1.2,
+                "charge_scale": 0.5,
+                "total_charge": "constraint",
+                # invariants alone: with lengths of vectors and tensors, too, charges were noisier
+                "first_scalars": 48,
+                **CONFIGURATIONS[name],
+            },
         },
         "loss": {"stages": [{"energy": 20, "forces": 1}]},
         "optimizer": {
             "amsgrad": False,
-            "learning_rate": 0.01,
+            "learning_rate": 0.02,
             "warmup_steps": 50,
             "decay": {"kind": "cosine", "minimum": 0.01},
             "clip": 1.0,
