@@ -72,8 +72,8 @@ class Setting:
 
 
 SETTINGS = {
-    "short": Setting(clusters=200, boxes=4, kept=30, epochs=20),
-    "long": Setting(clusters=480, boxes=24, kept=90, epochs=120),
+    "short": Setting(clusters=240, boxes=12, kept=60, epochs=12),
+    "long": Setting(clusters=480, boxes=24, kept=90, epochs=240),
 }
 
 
@@ -121,8 +121,11 @@ def configuration(name: str, train_file: Path, output: Path, epochs: int, seed: 
             # σ = 1.2 Å: self-consistent response surely has a minimum up to α = 6.2 Å³; Cl⁻ has 4.0
             "long_range": {
                 "smearing": 1.2,
-                "charge_scale": 0.5,
+                "charge_scale": 0.2,
                 "total_charge": "constraint",
+                # What a chemist knows. Without, an ion may start with the wrong sign, while its water makes up for it
+                # and for the total charge; hundreds of steps later it is still there.
+                "nominal_charges": {"Na": 1.0, "K": 1.0, "Cl": -1.0},
                 # invariants alone: with lengths of vectors and tensors, too, charges were noisier
                 "first_scalars": 48,
                 **CONFIGURATIONS[name],
