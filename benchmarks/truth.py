@@ -63,7 +63,7 @@ ANSWERS = {"dipole": "dipole", "born_charges": "born", "polarizability": "polari
 
 @dataclass(frozen=True)
 class Setting:
-    """Numbers of frames to learn from and to keep back, the length of each training, and the first seed of the frames."""
+    """Numbers of frames to learn from and to keep back, epochs of each training, and the first seed of the frames."""
 
     clusters: int
     boxes: int
