@@ -63,17 +63,18 @@ ANSWERS = {"dipole": "dipole", "born_charges": "born", "polarizability": "polari
 
 @dataclass(frozen=True)
 class Setting:
-    """Numbers of frames to learn from and to keep back, and the length of each training."""
+    """Numbers of frames to learn from and to keep back, epochs of each training, and the first seed of the frames."""
 
     clusters: int
     boxes: int
     kept: int
     epochs: int
+    seed: int = 0
 
 
 SETTINGS = {
     "short": Setting(clusters=240, boxes=12, kept=60, epochs=12),
-    "long": Setting(clusters=480, boxes=24, kept=90, epochs=240),
+    "long": Setting(clusters=480, boxes=24, kept=90, epochs=240, seed=2),
 }
 
 
@@ -84,8 +85,12 @@ def make_frames(setting: Setting, folder: Path) -> dict[str, Path]:
     paths = {name: folder / f"{name}.extxyz" for name in ("train", "kept")}
     if not all(path.exists() for path in paths.values()):
         folder.mkdir(parents=True, exist_ok=True)
-        write(paths["kept"], clusters(setting.kept, 1, answers=True), format="extxyz")
-        write(paths["train"], clusters(setting.clusters, 0) + boxes(setting.boxes, 0), format="extxyz")
+        write(paths["kept"], clusters(setting.kept, setting.seed + 1, answers=True), format="extxyz")
+        write(
+            paths["train"],
+            clusters(setting.clusters, setting.seed) + boxes(setting.boxes, setting.seed),
+            format="extxyz",
+        )
     return paths
 
 
