@@ -322,6 +322,9 @@ def row_of(
 def measure(options: dict[str, Any]) -> dict[str, Any]:
     """Time one case; runs in a process of its own."""
     torch.set_num_threads(options["threads"])
+    # Freed once, a block of this size makes glibc keep freed memory, as it does in a process that has worked for a
+    # while: else some solvers get theirs anew from the system in each call and others not, by what they freed before.
+    torch.empty(31 << 20, dtype=torch.uint8)
     system = moved(
         *make_system(options["atoms"], MULTIPOLES.index(options["multipoles"])), {"device": options["device"]}
     )

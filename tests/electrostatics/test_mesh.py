@@ -375,3 +375,19 @@ def test_transforms_bring_a_mesh_back(shape, dtype):
     assert torch.equal(spectrum, kept), "the argument must not change"
     found = inverse_transform(spectrum, shape[2], overwrite=True) / mesh.numel()
     torch.testing.assert_close(found, mesh, rtol=0, atol=1e-12 if dtype == torch.float64 else 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("shape", [(32, 30, 36), (35, 32, 33)])
+def test_energy_and_potential_of_one_pass_over_the_spectrum(shape, dtype):
+    """Parseval's theorem, and the convolution as torch does it, with odd and even last axes."""
+    density = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    cell = torch.diag(torch.tensor([11.0, 12.0, 13.0], dtype=torch.float64))
+    kernel = influence(cell, torch.tensor(1.0, dtype=torch.float64), shape, 6).to(dtype)
+    energy, potential = mesh_module._energy(density, kernel)
+    expected = torch.fft.irfftn(torch.fft.rfftn(density.double()) * kernel, s=shape, norm="forward")
+    close = {"rtol": 0, "atol": float(expected.abs().max()) * (1e-12 if dtype == torch.float64 else 1e-5)}
+    torch.testing.assert_close(potential.double(), expected, **close)
+    rtol = 1e-12 if dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(energy, 0.5 * (density.double() * expected).sum(), rtol=rtol, atol=0)
+    assert energy.dtype == torch.float64
