@@ -128,10 +128,10 @@ class OpenSum:
         """Energy of each member (eV), float64."""
         whole = self._whole(multipoles)
         q, u, t = whole.charges, whole.dipoles, whole.quadrupoles
-        if self._order == 0:
-            energy = open_charge_energy(self._positions, q, self._group.smearing)
-        elif self._pairs is not None:
+        if self._pairs is not None:
             energy = open_energy(self._pairs, self._positions, q, u, t)
+        elif self._order == 0:
+            energy = open_charge_energy(self._positions, q, self._group.smearing)
         else:
             return pair_energies(whole, *self._potential_of(whole)).sum(1, dtype=torch.float64)
         if self._self_interaction:
