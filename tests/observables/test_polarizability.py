@@ -133,7 +133,8 @@ def test_a_supercell_has_the_same_born_charges_and_twice_the_polarizability():
     np.testing.assert_allclose(two["energy"], 2 * one["energy"], rtol=1e-6)
     np.testing.assert_allclose(two["chi"], one["chi"], rtol=1e-6)
     np.testing.assert_allclose(two["epsilon_e"], one["epsilon_e"], rtol=1e-5)
-    np.testing.assert_allclose(two["polarizability"], 2 * one["polarizability"], rtol=1e-4)
+    # off-diagonal elements are small differences: by what the accuracy of either sum leaves of the diagonal
+    np.testing.assert_allclose(two["polarizability"], 2 * one["polarizability"], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(two["born_charges"][: len(cell)], one["born_charges"], atol=5e-3)
 
 
