@@ -59,13 +59,13 @@ _SHORT = 4.2
 #: as slabs and as droplets:
 #:   python -m benchmarks.cost_model
 #: Of a mesh: each atom's order² rows of points, a vector each; each point times log₂ of their number; the calls.
-_MESH = ((10.0, 0.75, 7.9e5), (15.0, 0.75, 8.5e5), (20.0, 0.75, 8.3e5))
+_MESH = ((5.0, 1.05, 1.0e6), (6.6, 1.13, 1.1e6), (13.9, 1.03, 1.1e6))
 
 #: Of Ewald: each wave and atom; each wave; the calls.
-_EWALD = ((0.19, 48.0, 1.8e6), (0.315, 51.0, 2.0e6), (0.43, 50.0, 2.4e6))
+_EWALD = ((0.157, 39.0, 1.7e6), (0.256, 51.0, 1.9e6), (0.376, 47.0, 2.5e6))
 
 #: Of the open sum: each of N² pairs; the calls.
-_OPEN = ((16.0, 4.8e5), (173.0, 4.4e5), (558.0, 7.4e5))
+_OPEN = ((4.6, 3.3e5), (6.8, 3.5e5), (14.1, 4.1e5))
 
 
 @dataclass(frozen=True)
