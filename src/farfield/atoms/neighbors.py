@@ -58,6 +58,32 @@ def find_neighbors(batch: AtomicBatch, cutoff: float) -> AtomicBatch:
     return batch.replace(neighbors=neighbors)
 
 
+def neighbors_within(batch: AtomicBatch, cutoff: float, needed: str) -> Neighbors:
+    """Return the neighbours of a batch, which have to reach as far as something needs.
+
+    Parameters
+    ----------
+    batch
+        The batch.
+    cutoff
+        How far they must reach (Å).
+    needed
+        What needs them, for the message.
+
+    Raises
+    ------
+    ValueError
+        If the batch has no neighbours, or only nearer ones.
+    """
+    pairs = batch.neighbors
+    if pairs is None or pairs.cutoff < cutoff:
+        reach = "none" if pairs is None else f"{pairs.cutoff:g} Å"
+        raise ValueError(
+            f"`batch.neighbors` reach {reach} but {needed}: call find_neighbors(batch, {cutoff:g}) or more"
+        )
+    return pairs
+
+
 def bond_vectors(batch: AtomicBatch) -> torch.Tensor:
     """Vectors from centre to neighbour (Å), shape (pairs, 3), differentiable in positions and cell.
 

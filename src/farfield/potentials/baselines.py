@@ -12,7 +12,7 @@ from torch import Tensor
 
 from farfield.atoms.batch import AtomicBatch
 from farfield.atoms.electronegativity import PAULING
-from farfield.atoms.neighbors import bond_vectors
+from farfield.atoms.neighbors import bond_vectors, neighbors_within
 from farfield.units import BOHR, COULOMB_CONSTANT
 
 #: Length of tables by atomic number.
@@ -78,13 +78,7 @@ def bond_increments(batch: AtomicBatch) -> Float[Tensor, " atoms"]:
     ValueError
         If the batch has no neighbours, or only nearer ones; if an element has no electronegativity.
     """
-    pairs = batch.neighbors
-    if pairs is None or pairs.cutoff < BOND_REACH:
-        reach = "none" if pairs is None else f"{pairs.cutoff:g} Å"
-        raise ValueError(
-            f"`batch.neighbors` reach {reach} but `bond_charges` need {BOND_REACH:g} Å: call "
-            f"find_neighbors(batch, {BOND_REACH:g}) or more"
-        )
+    pairs = neighbors_within(batch, BOND_REACH, f"`bond_charges` need {BOND_REACH:g} Å")
     lengths = bond_vectors(batch).norm(dim=1)
     scale, radii = _bond_tables(lengths.dtype, lengths.device)
     electronegativity, radius = scale[batch.numbers], radii[batch.numbers]

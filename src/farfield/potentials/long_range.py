@@ -262,10 +262,14 @@ class LongRange(nn.Module):
         return self.softness is not None or self.polarizability is not None
 
     @property
+    def _permanent_order(self) -> int:
+        """Highest permanent multipoles."""
+        return 2 if self.quadrupoles is not None else int(self.dipoles is not None)
+
+    @property
     def _highest_order(self) -> int:
         """Highest multipoles, permanent or induced."""
-        dipoles = self.dipoles is not None or self.polarizability is not None
-        return 2 if self.quadrupoles is not None else int(dipoles)
+        return max(self._permanent_order, int(self.polarizability is not None))
 
     def config(self) -> dict[str, Any]:
         """Arguments that rebuild the module."""
@@ -359,9 +363,8 @@ class LongRange(nn.Module):
         """As `atomic_polarizabilities`, of a response of this module that is known already."""
         if response is None:
             return batch.positions.new_zeros(batch.n_atoms, 3, 3)
-        order = 2 if self.quadrupoles is not None else int(self.dipoles is not None)
         plan = self.coulomb.plan_of(batch, self._highest_order)
-        return self.linear_response.polarizability(batch, response, plan, order=order)
+        return self.linear_response.polarizability(batch, response, plan, order=self._permanent_order)
 
     def _result(self, batch: AtomicBatch, features: Features, scale: Tensor | None) -> LongRangeResult:
         multipoles = self._multipoles(batch, features, False)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from farfield.atoms.batch import AtomicBatch
-from farfield.atoms.neighbors import bond_vectors
+from farfield.atoms.neighbors import bond_vectors, neighbors_within
 from farfield.potentials.linear import ScaledLinear
 from farfield.potentials.radial import bessel_basis, polynomial_cutoff
 
@@ -112,14 +112,8 @@ class BondFeatures(nn.Module):
         ValueError
             If the batch has no neighbours, or only nearer ones.
         """
+        pairs = neighbors_within(batch, self.cutoff, f"`bond_cutoff` is {self.cutoff:g} Å")
         bonds = bond_vectors(batch).to(scalars.dtype)
-        pairs = batch.neighbors
-        if pairs is None or pairs.cutoff < self.cutoff:
-            reach = "none" if pairs is None else f"{pairs.cutoff:g} Å"
-            raise ValueError(
-                f"`batch.neighbors` reach {reach} but `bond_cutoff` is {self.cutoff:g} Å: call "
-                f"find_neighbors(batch, {self.cutoff:g}) or more"
-            )
         lengths = bonds.norm(dim=1)
         radial = bessel_basis(lengths, self.cutoff, self.n_bessel) * polynomial_cutoff(lengths, self.cutoff)[:, None]
         weights = self.radial(radial) * self.neighbor(scalars)[pairs.j]
