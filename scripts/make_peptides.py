@@ -1,14 +1,19 @@
 """Make a large, cheap training set of polar dipeptides, to start models from before they see density-functional labels.
 
-    OMP_NUM_THREADS=1 python scripts/make_peptides.py OUTPUT.extxyz [--frames 7200] [--workers 2]
+    OMP_NUM_THREADS=1 python scripts/make_peptides.py OUTPUT.extxyz [--frames 7200] [--probes 2000] [--workers 2]
 
 After ``pip install farfield[peptides]``. Molecules: ACE–X–Y–NME with one cationic and one anionic side chain (His⁺,
 Lys⁺, Arg⁺ with Asp⁻, Glu⁻, both orders). Geometries as SPICE makes its own (Eastman et al., Sci. Data 10, 11, 2023):
 Amber14 dynamics in vacuum at 500 K from several conformers each; every other frame is relaxed part of the way and
 shaken at 100 K. Labels are GFN2-xTB energies and forces (Bannwarth, Ehlert and Grimme, JCTC 15, 1652, 2019): wrong by
-far more than a model's error, but right in shape, and thousands of frames cost minutes. Each conformer has a random
-generator of its own, and what is made is kept in ``OUTPUT.parts`` until all is there, so that a run that was stopped
-goes on.
+far more than a model's error, but right in shape, and thousands of frames cost minutes.
+
+Then the same molecules with a small ion, so far away that no neighbour list with a cutoff of 4.5 Å joins the two: a
+short-range model has no say in what they do to each other, and so they teach the far field what single molecules leave
+open (the charges of hydrogen above all, as a molecule's own short range explains them away).
+
+Each conformer and each block of probed molecules has a random generator of its own, and what is made is kept in
+``OUTPUT.parts`` until all is there, so that a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -34,6 +39,13 @@ SEQUENCES = [pair for c in CATIONS for a in ANIONS for pair in ((c, a), (a, c))]
 
 #: Frames of each conformer, half at 500 K and half relaxed and shaken.
 FRAMES_PER_CONFORMER = 20
+#: Ions that probe them, as SMILES, with their charges (e): the side chains' own groups.
+PROBES = (("C[NH3+]", 1), ("NC(N)=[NH2+]", 1), ("c1c[nH]c[nH+]1", 1), ("CC(=O)[O-]", -1), ("C(=O)[O-]", -1))
+#: Probed molecules that are made at a time; range of the distances between nearest atoms (Å); displacements of the
+#: ion's atoms from rest (Å).
+PROBES_PER_BLOCK = 50
+GAPS = (4.6, 8.0)
+SHAKE = 0.04
 
 
 def conformer(sequence: tuple[str, str], seed: int):  # type: ignore[no-untyped-def]
@@ -110,7 +122,8 @@ def label(atoms: Atoms) -> Atoms | None:
     from ase.calculators.singlepoint import SinglePointCalculator
     from tblite.ase import TBLite
 
-    calculator = TBLite(method="GFN2-xTB", charge=0, verbosity=0)
+    charge = atoms.info.get("total_charge", 0)
+    calculator = TBLite(method="GFN2-xTB", charge=charge, verbosity=0)
     labelled = atoms.copy()
     try:
         energy = calculator.get_potential_energy(labelled)
@@ -120,7 +133,7 @@ def label(atoms: Atoms) -> Atoms | None:
         return None
     if np.abs(forces).max() > 15.0:
         return None
-    labelled.info["total_charge"] = 0
+    labelled.info["total_charge"] = charge
     labelled.calc = SinglePointCalculator(labelled, energy=energy, forces=forces)
     return labelled
 
@@ -131,11 +144,72 @@ def make_part(task: tuple[int, int, Path]) -> None:
     path = folder / f"{molecule:02d}-{number:04d}.extxyz"
     if path.exists():
         return
-    frames = geometries(SEQUENCES[molecule], 1000 * molecule + number + 1, FRAMES_PER_CONFORMER)
+    write_part(path, geometries(SEQUENCES[molecule], 1000 * molecule + number + 1, FRAMES_PER_CONFORMER))
+
+
+def ion(smiles: str, charge: int) -> Atoms:
+    """Return a probe, relaxed with GFN2-xTB."""
+    from ase.optimize import BFGS
+    from rdkit import Chem
+    from rdkit.Chem import AllChem
+    from tblite.ase import TBLite
+
+    molecule = Chem.AddHs(Chem.MolFromSmiles(smiles))
+    AllChem.EmbedMolecule(molecule, randomSeed=1)
+    numbers = [atom.GetAtomicNum() for atom in molecule.GetAtoms()]
+    atoms = Atoms(numbers, molecule.GetConformer().GetPositions(), info={"total_charge": charge})
+    atoms.calc = TBLite(method="GFN2-xTB", charge=charge, verbosity=0)
+    BFGS(atoms, logfile=None).run(fmax=0.05, steps=200)
+    atoms.calc = None
+    return atoms
+
+
+def together(molecule: Atoms, probe: Atoms, random: np.random.Generator) -> Atoms:
+    """Both in one frame: the probe shaken, turned, and moved in a random direction until the gap is in `GAPS`."""
+    from scipy.spatial.distance import cdist
+    from scipy.spatial.transform import Rotation
+
+    here = molecule.positions - molecule.positions.mean(axis=0)
+    shaken = probe.positions - probe.positions.mean(axis=0) + SHAKE * random.normal(size=(len(probe), 3))
+    there = Rotation.random(random_state=random).apply(shaken)
+    direction = random.normal(size=3)
+    direction /= np.linalg.norm(direction)
+    gap = random.uniform(*GAPS)
+    near, far = 0.0, 100.0
+    for _ in range(40):  # bisection: from the centre outwards the gap grows, but for bays of the molecule
+        middle = 0.5 * (near + far)
+        near, far = (middle, far) if cdist(here, there + middle * direction).min() < gap else (near, middle)
+    return Atoms(
+        np.concatenate([molecule.numbers, probe.numbers]),
+        np.concatenate([here, there + far * direction]),
+        info={"total_charge": probe.info["total_charge"]},
+    )
+
+
+def make_probed(task: tuple[int, list[Atoms], Path]) -> None:
+    """Make and write a block of labelled molecules with probes, unless they are there."""
+    number, frames, folder = task
+    path = folder / f"probed-{number:04d}.extxyz"
+    if path.exists():
+        return
+    random = np.random.default_rng([number, 1])
+    probes = [ion(smiles, charge) for smiles, charge in PROBES]
+    write_part(path, [together(frame, probes[random.choice(len(probes))], random) for frame in frames])
+
+
+def write_part(path: Path, frames: list[Atoms]) -> None:
+    """Label frames and write them, in one piece."""
     labelled = [frame for frame in map(label, frames) if frame is not None]
     written = path.with_suffix(".writing")
     write(written, labelled, format="extxyz")
     written.rename(path)
+
+
+def read_parts(folder: Path, pattern: str, seed: int) -> list[Atoms]:
+    """Frames of all parts of a kind, shuffled."""
+    frames = [frame for path in sorted(folder.glob(pattern)) for frame in read(path, ":")]
+    np.random.default_rng(seed).shuffle(frames)
+    return frames
 
 
 def main() -> None:
@@ -143,6 +217,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path)
     parser.add_argument("--frames", type=int, default=7200)
+    parser.add_argument("--probes", type=int, default=2000)
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
     folder = arguments.output.with_suffix(".parts")
@@ -153,10 +228,15 @@ def main() -> None:
         for done, _ in enumerate(pool.imap(make_part, tasks), 1):
             if done % 12 == 0:
                 print(f"{done} of {len(tasks)} conformers", flush=True)
-    frames = [frame for path in sorted(folder.glob("*.extxyz")) for frame in read(path, ":")]
-    np.random.default_rng(0).shuffle(frames)
-    write(arguments.output, frames[: arguments.frames], format="extxyz")
-    print(f"{len(frames[: arguments.frames])} frames in {arguments.output}", flush=True)
+        frames = read_parts(folder, "[0-9]*.extxyz", 0)[: arguments.frames]
+        choose = np.random.default_rng(2)
+        blocks = -(-arguments.probes // PROBES_PER_BLOCK)
+        some = ([frames[i] for i in choose.choice(len(frames), PROBES_PER_BLOCK)] for _ in range(blocks))
+        for done, _ in enumerate(pool.imap(make_probed, ((n, few, folder) for n, few in enumerate(some))), 1):
+            print(f"{done} of {blocks} blocks of {PROBES_PER_BLOCK} probed molecules", flush=True)
+    probed = read_parts(folder, "probed-*.extxyz", 1)[: arguments.probes] if arguments.probes else []
+    write(arguments.output, frames + probed, format="extxyz")
+    print(f"{len(frames)} frames and {len(probed)} with probes in {arguments.output}", flush=True)
 
 
 if __name__ == "__main__":

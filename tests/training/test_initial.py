@@ -73,6 +73,17 @@ def test_a_long_range_that_the_old_model_lacks_starts_fresh(data: Path, old: Pat
     assert all(torch.equal(mine[key], theirs[key]) for key in mine)
 
 
+def test_heads_that_the_old_model_lacks_start_fresh(data: Path, old: Path, tmp_path: Path) -> None:
+    """Charges are those of the old model to the bit, dipoles are induced by them; an old head may not be dropped."""
+    far = small_config(data, tmp_path)["model"]["long_range"] | {"induced_dipoles": True, "polarizability_scale": 0.02}
+    trainer = fresh(data, tmp_path, old, long_range=far)
+    batch = collate(list(trainer.data.train)).batch
+    before, now = Model.from_file(old).potential(batch), trainer.potential(batch)
+    assert torch.equal(before.multipoles.charges, now.multipoles.charges)
+    assert torch.equal(before.short_range_energy, now.short_range_energy)
+    assert bool((now.long_range_energy < before.long_range_energy).all())
+
+
 def test_another_backbone_or_a_missing_model_is_refused(data: Path, old: Path, tmp_path: Path) -> None:
     backbone = small_config(data, tmp_path)["model"]["backbone"] | {"n_features": 5}
     with pytest.raises(ConfigError, match=r"initial: .*model\.backbone \['n_features'\]: \{'n_features': 6\}"):

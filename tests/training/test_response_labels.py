@@ -19,7 +19,7 @@ from farfield.datasets.dataset import Sample, collate
 from farfield.model import Model
 from farfield.training import train
 from farfield.training.checkpoint import load_checkpoint, save_checkpoint
-from farfield.training.config import RESPONSE_PARTS, ConfigError
+from farfield.training.config import LONG_RANGE_PARTS, RESPONSE_PARTS, ConfigError
 from farfield.training.data import load_training_data
 from farfield.training.loop import Trainer
 from farfield.training.losses import loss_of
@@ -133,6 +133,37 @@ def test_labels_that_are_not_known_contribute_nothing(tmp_path: Path) -> None:
     assert all(bool((gradient == 0).all()) for gradient in gradients)
 
 
+@pytest.mark.parametrize("rule", ["constraint", None])
+def test_the_total_charge_is_compared_before_it_is_constrained(tmp_path: Path, rule: str | None) -> None:
+    """What a constraint would mend counts in the loss, value and gradient; frames of unknown charge do not count."""
+    frames = labelled(4)
+    for atoms, charge in zip(frames, (0, 1, -1, 2), strict=True):
+        atoms.info["charge"] = charge
+    config = response_config(tmp_path, frames, {"energy": 0, "forces": 0, "total_charge": 1})
+    config["data"]["total_charge"] = "charge"
+    config["model"]["long_range"]["total_charge"] = rule
+    trainer = trainer_of(config)
+    sample, module = batch_of(trainer), trainer.potential.long_range
+    module.total_charge = None
+    sums = sample.batch.sum_over_atoms(trainer.potential.multipoles(sample.batch).charges)
+    expected = (sums - sample.batch.total_charge).square().mean()
+    parameters = list(module.charges.parameters())
+    gradients = torch.autograd.grad(expected, parameters)
+    module.total_charge = rule
+    loss = loss_in(trainer, sample)
+    torch.testing.assert_close(loss, expected.double())
+    torch.testing.assert_close(torch.autograd.grad(loss, parameters), gradients)
+    some = torch.tensor([torch.nan, 1.0, -1.0, torch.nan], dtype=torch.float64)
+    partly = loss_in(trainer, Sample(sample.batch, {**sample.labels, "total_charge": some}))
+    torch.testing.assert_close(partly, (sums - some)[1:3].square().mean())
+
+
+def test_the_total_charge_of_a_loss_has_to_be_given(tmp_path: Path) -> None:
+    config = response_config(tmp_path, labelled(2), {"total_charge": 1})
+    with pytest.raises(ConfigError, match=r"\['total_charge'\].*data\.total_charge"):
+        load_training_data(parse_config(config))
+
+
 def water(n: int = 10) -> list[Atoms]:
     """Clusters whose charges follow from their bonds, with the dipoles of these, and energies and forces of before."""
     frames = clusters(n)
@@ -193,13 +224,13 @@ def test_a_checkpoint_from_before_goes_on(tmp_path: Path) -> None:
     state = {key: value for key, value in state.items() if key not in ("format", "gauge_sign")}
     state["sums"] = state["sums"][:3]
     for stage in (*state["config"]["loss"]["stages"], state["config"]["loss"]["delta"]):
-        for part in RESPONSE_PARTS:
+        for part in LONG_RANGE_PARTS:
             del stage[part]
     save_checkpoint(checkpoint, state)
     assert train({**config, "epochs": 2}, resume=True, quiet=True).epochs == 2
 
 
-@pytest.mark.parametrize("part", RESPONSE_PARTS)
+@pytest.mark.parametrize("part", LONG_RANGE_PARTS)
 def test_models_that_cannot_learn_a_label_are_refused(part: str) -> None:
     config = small_config(Path("data.extxyz"), Path("runs"), loss={"stages": [{}, {"from_epoch": 2, part: 1}]})
     config["model"]["long_range"] = None

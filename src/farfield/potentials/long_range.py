@@ -42,12 +42,16 @@ class LongRangeResult:
         Softness and polarizability of the atoms; None for a model without response.
     details
         Energies apart, induced multipoles, potential and field; None for a model without response.
+    excess
+        By how much the heads' charges miss each system's total charge (e), before a constraint spreads the difference,
+        shape (systems,); None where the batch does not give total charges.
     """
 
     energy: Float[Tensor, " systems"]
     multipoles: Multipoles
     response: Response | None = None
     details: ResponseResult | None = None
+    excess: Float[Tensor, " systems"] | None = None
 
     def detached(self) -> LongRangeResult:
         """Return the same without any graph."""
@@ -56,6 +60,7 @@ class LongRangeResult:
             multipoles=self.multipoles.detached(),
             response=None if self.response is None else self.response.detached(),
             details=None if self.details is None else self.details.detached(),
+            excess=None if self.excess is None else self.excess.detach(),
         )
 
 
@@ -291,7 +296,7 @@ class LongRange(nn.Module):
         ValueError
             If the model uses the total charge and the batch does not give it.
         """
-        return self._multipoles(batch, self._directed(batch, features), detach_total)
+        return self._multipoles(batch, self._directed(batch, features), detach_total)[0]
 
     def response(self, batch: AtomicBatch, features: Features) -> Response | None:
         """Latent softness and polarizability with their graph; None for a model without response."""
@@ -334,11 +339,11 @@ class LongRange(nn.Module):
         """
         directed = self._directed(batch, features)
         if not self.has_response:
-            return self._multipoles(batch, directed, detach_total)
+            return self._multipoles(batch, directed, detach_total)[0]
         result = self._result(batch, directed, scale)
         moments = self.polarizing(batch, result)
         if detach_total and self.total_charge == "constraint":
-            detached = self._multipoles(batch, directed, True).charges
+            detached = self._multipoles(batch, directed, True)[0].charges
             moments = moments.replace(charges=moments.charges - result.multipoles.charges + detached)
         return moments
 
@@ -367,7 +372,7 @@ class LongRange(nn.Module):
         return self.linear_response.polarizability(batch, response, plan, order=self._permanent_order)
 
     def _result(self, batch: AtomicBatch, features: Features, scale: Tensor | None) -> LongRangeResult:
-        multipoles = self._multipoles(batch, features, False)
+        multipoles, excess = self._multipoles(batch, features, False)
         response = self._response(batch, features)
         field = total = None
         if batch.external_field is not None:
@@ -385,10 +390,10 @@ class LongRange(nn.Module):
             energy = self.coulomb(batch, multipoles, outputs="energy").energy
             if field is not None:
                 energy = energy + field_energy(batch, multipoles, field, total)
-            return LongRangeResult(energy=energy, multipoles=multipoles)
+            return LongRangeResult(energy=energy, multipoles=multipoles, excess=excess)
         plan = self.coulomb.plan_of(batch, self._highest_order)
         details = self.linear_response(batch, multipoles, response, plan, external_field=field, total_charge=total)
-        return LongRangeResult(energy=details.energy, multipoles=multipoles, response=response, details=details)
+        return LongRangeResult(details.energy, multipoles, response, details, excess)
 
     def _directed(self, batch: AtomicBatch, features: Features) -> Features:
         """Features with vectors and tensors from bonds, where the model gives none of its own."""
@@ -402,7 +407,10 @@ class LongRange(nn.Module):
             tensors=tensors if self._config["tensors"] == 0 else features.tensors,
         )
 
-    def _multipoles(self, batch: AtomicBatch, features: Features, detach_total: bool) -> Multipoles:
+    def _multipoles(
+        self, batch: AtomicBatch, features: Features, detach_total: bool
+    ) -> tuple[Multipoles, Tensor | None]:
+        """Permanent multipoles, and the excess of `LongRangeResult`."""
         with together(self.coulomb.process_group):
             if self.total_charge is not None and batch.total_charge is None:
                 raise ValueError(
@@ -424,15 +432,17 @@ class LongRange(nn.Module):
             charges = charges + self._nominal[batch.numbers].to(charges.dtype)
         if self.bond_charges:
             charges = charges + self.bond_charges * bond_increments(batch).to(charges.dtype)
+        excess = self._excess(charges, batch)
         if self.total_charge == "constraint":
-            weights = nn.functional.softplus(raw[:, 1]) if self.learned_weights else None
-            charges = self._constrained(charges, batch, weights, detach_total)
+            assert excess is not None  # narrows the type
+            weights = nn.functional.softplus(raw[:, 1]) if self.learned_weights else torch.ones_like(charges)
+            charges = charges - self._shares(excess, weights, batch, detach_total)
         dipoles = quadrupoles = None
         if self.dipoles is not None and features.vectors is not None:
             dipoles = self.dipoles(scalars, features.vectors)
         if self.quadrupoles is not None and features.tensors is not None:
             quadrupoles = self.quadrupoles(scalars, features.tensors)
-        return Multipoles(charges, dipoles, quadrupoles)
+        return Multipoles(charges, dipoles, quadrupoles), excess
 
     def _response(self, batch: AtomicBatch, features: Features) -> Response | None:
         if not self.has_response:
@@ -460,17 +470,19 @@ class LongRange(nn.Module):
         """√ε∞ of 3D-periodic systems, 1 of others."""
         return batch.pbc.all(-1).to(batch.positions.dtype) * (self.epsilon_infinity**0.5 - 1.0) + 1.0
 
-    def _constrained(self, charges: Tensor, batch: AtomicBatch, weights: Tensor | None, detached: bool) -> Tensor:
-        """Charges moved so that each system's sum is Q_tot/√ε_e."""
-        assert batch.total_charge is not None  # narrows the type
+    def _excess(self, charges: Tensor, batch: AtomicBatch) -> Tensor | None:
+        """Sum of each system's charges minus Q_tot/√ε_e; None where Q_tot is not known."""
+        if batch.total_charge is None:
+            return None
         screened = batch.pbc.all(-1).to(charges.dtype) * (self.epsilon_infinity**-0.5 - 1.0) + 1.0
-        wanted = batch.total_charge.to(charges.dtype) * screened
-        if weights is None:
-            weights = torch.ones_like(charges)
-        zeros, ranks = charges.new_zeros(batch.n_systems), self.coulomb.process_group
-        residual = wanted - sum_over_ranks(zeros.index_add(0, batch.system, charges), ranks)
+        sums = charges.new_zeros(batch.n_systems).index_add(0, batch.system, charges)
+        return sum_over_ranks(sums, self.coulomb.process_group) - batch.total_charge.to(charges.dtype) * screened
+
+    def _shares(self, excess: Tensor, weights: Tensor, batch: AtomicBatch, detached: bool) -> Tensor:
+        """Each atom's share of its system's excess, by weights."""
+        ranks = self.coulomb.process_group
         if detached:
-            residual, weights = residual.detach(), weights.detach()
-        total = sum_over_ranks(zeros.index_add(0, batch.system, weights), ranks)
+            excess, weights = excess.detach(), weights.detach()
+        total = sum_over_ranks(weights.new_zeros(batch.n_systems).index_add(0, batch.system, weights), ranks)
         share = weights / to_each_rank(total, ranks)[batch.system]
-        return charges + to_each_rank(residual, ranks)[batch.system] * share
+        return to_each_rank(excess, ranks)[batch.system] * share

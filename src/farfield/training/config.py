@@ -15,8 +15,11 @@ ENERGETIC_PARTS = ("energy", "forces", "stress")
 #: Parts of the loss that only models with charges have.
 RESPONSE_PARTS = ("dipole", "charges", "polarizability", "born_charges")
 
+#: All that needs a model with a long range. The order is that of the rows of sums in checkpoints: new ones come last.
+LONG_RANGE_PARTS = (*RESPONSE_PARTS, "total_charge")
+
 #: All parts of the loss, in the order in which they are kept; checkpoints rely on it: new ones go to the end.
-PARTS = (*ENERGETIC_PARTS, *RESPONSE_PARTS)
+PARTS = (*ENERGETIC_PARTS, *LONG_RANGE_PARTS)
 
 
 class ConfigError(ValueError):
@@ -174,6 +177,10 @@ class StageConfig(_Strict):
     energy, forces, stress
         Weights. Energies are counted per atom (eV/atom), forces in eV/Å, stress in eV/Å³. Of each a batch's loss has
         the mean over the frames that have the label; frames may lack any, as open systems lack a stress.
+    total_charge
+        Weight of the total charge (e, of each system) that the charges have of themselves, before a constraint on it
+        spreads what is missing over the atoms: only with this part does the loss see what the constraint mends, and a
+        molecule's charges know which of them to change. It needs no label but ``data.total_charge``.
     dipole, charges, polarizability, born_charges
         Weights of labels that need a model with a long range: dipoles (e·Å, of whole systems), atomic charges (e),
         polarizabilities (Å³, of whole systems; the model needs response) and Born charges (e), each the mean over its
@@ -186,6 +193,7 @@ class StageConfig(_Strict):
     energy: float = Field(default=1.0, ge=0)
     forces: float = Field(default=100.0, ge=0)
     stress: float = Field(default=0.0, ge=0)
+    total_charge: float = Field(default=0.0, ge=0)
     dipole: float = Field(default=0.0, ge=0)
     charges: float = Field(default=0.0, ge=0)
     polarizability: float = Field(default=0.0, ge=0)
@@ -199,13 +207,14 @@ class DeltaConfig(_Strict):
     ----------
     energy, forces, stress
         Size of a difference beyond which it counts linearly: eV/atom, eV/Å, eV/Å³.
-    dipole, charges, polarizability, born_charges
-        The same in e·Å, e, Å³, e.
+    total_charge, dipole, charges, polarizability, born_charges
+        The same in e, e·Å, e, Å³, e.
     """
 
     energy: float = Field(default=0.01, gt=0)
     forces: float = Field(default=0.1, gt=0)
     stress: float = Field(default=0.01, gt=0)
+    total_charge: float = Field(default=0.1, gt=0)
     dipole: float = Field(default=0.1, gt=0)
     charges: float = Field(default=0.1, gt=0)
     polarizability: float = Field(default=0.1, gt=0)
@@ -371,7 +380,7 @@ class TrainingConfig(_Strict):
     def _able(self) -> TrainingConfig:
         far = self.model.long_range
         for index, stage in enumerate(self.loss.stages):
-            for part in RESPONSE_PARTS:
+            for part in LONG_RANGE_PARTS:
                 weight, key = getattr(stage, part), f"loss.stages.{index}.{part}"
                 if weight > 0 and far is None:
                     raise ValueError(

@@ -51,12 +51,14 @@ class TrainingData:
 
 def _with_labels(sample: Sample, names: Sequence[str], epsilon_infinity: float | None) -> Sample:
     """Return a sample of one system with just these labels, NaN where it lacks one."""
-    labels = {}
+    known, labels = dict(sample.labels), {}
+    if sample.batch.total_charge is not None:
+        known["total_charge"] = sample.batch.total_charge
     for name in names:
-        if name in sample.labels and counts_in(name, sample.batch, epsilon_infinity):
-            labels[name] = sample.labels[name]
+        if name in known and counts_in(name, sample.batch, epsilon_infinity):
+            labels[name] = known[name]
         else:
-            shape = LABEL_SHAPES[name]
+            shape = LABEL_SHAPES.get(name, ())  # the total charge is one number, and belongs to the batch
             shape = (sample.batch.n_atoms, *shape[1:]) if shape[:1] == (-1,) else (1, *shape)
             dtype = torch.float64 if name == "energy" else sample.batch.positions.dtype
             labels[name] = torch.full(shape, torch.nan, dtype=dtype)

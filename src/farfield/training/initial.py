@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from farfield.datasets.dataset import Dataset
@@ -16,14 +18,24 @@ _BATCH = 16
 #: Settings of the long range that hold no weights: they may change.
 _FREE = frozenset({"accuracy", "epsilon_infinity"})
 
+#: Heads that a potential may have and the old model not, and what only concerns the response of such.
+_HEADS = ("dipoles", "quadrupoles", "induced_charges", "induced_dipoles")
+_RESPONSE = frozenset(
+    {
+        "response", "anisotropic", "conserve_charge", "field_on_charges", "softness_scale", "polarizability_scale",
+        "bounded_response", "free_atom_polarizabilities",
+    }
+)  # fmt: skip
+
 
 def start_from(potential: AugmentedPotential, name: str, config: ModelConfig, train: Dataset) -> int:
     """Give a potential the weights of a trained model, and reference energies that suit its training frames.
 
     The backbones must be alike. A long range of the trained model is taken over where the potential has an equal one;
-    it is left out where the potential has none; where only the potential has one it keeps its fresh weights. Reference
-    energies of ``least-squares`` are fitted anew to what the old model leaves of the new labels, since levels of theory
-    differ in these above all.
+    it is left out where the potential has none; where only the potential has one it keeps its fresh weights, and so do
+    heads that only the potential has (dipoles, quadrupoles, induced charges and dipoles). Reference energies of
+    ``least-squares`` are fitted anew to what the old model leaves of the new labels, since levels of theory differ in
+    these above all.
 
     Parameters
     ----------
@@ -58,6 +70,8 @@ def start_from(potential: AugmentedPotential, name: str, config: ModelConfig, tr
         parts.append("long_range")
     for part in parts:
         keys = (mine[part].keys() | theirs[part].keys()) - _FREE
+        if part == "long_range":
+            keys -= _added(mine[part], theirs[part])
         differing = sorted(key for key in keys if mine[part].get(key) != theirs[part].get(key))
         if differing:
             raise ConfigError(
@@ -71,6 +85,13 @@ def start_from(potential: AugmentedPotential, name: str, config: ModelConfig, tr
         potential.set_reference_energies({})
         potential.set_reference_energies(fit_reference_energies(train, _explained(potential, train)))
     return model.card.gauge_sign if "long_range" in parts else 1
+
+
+def _added(mine: dict[str, Any], theirs: dict[str, Any]) -> set[str]:
+    """Name the settings of heads that come anew: these may differ from those of the old model."""
+    added = {head for head in _HEADS if mine[head] and not theirs[head]}
+    answers = theirs["induced_charges"] or theirs["induced_dipoles"]
+    return added if answers else added | _RESPONSE
 
 
 def describe(name: str) -> str:

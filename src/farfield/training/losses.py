@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from farfield.training.config import ENERGETIC_PARTS, PARTS, RESPONSE_PARTS, LossConfig, StageConfig
+from farfield.training.config import ENERGETIC_PARTS, LONG_RANGE_PARTS, PARTS, LossConfig, StageConfig
 
 
 def weights_at(stages: Sequence[StageConfig], epoch: int) -> dict[str, float]:
@@ -43,8 +43,8 @@ def _weighted(stages: Sequence[StageConfig]) -> list[str]:
 
 
 def used_responses(stages: Sequence[StageConfig]) -> list[str]:
-    """Return the labels of `RESPONSE_PARTS` that have a weight in some stage."""
-    return [part for part in used_labels(stages) if part in RESPONSE_PARTS]
+    """Return the labels of `LONG_RANGE_PARTS` that have a weight in some stage."""
+    return [part for part in used_labels(stages) if part in LONG_RANGE_PARTS]
 
 
 def penalty(difference: Tensor, kind: str, delta: float) -> Tensor:
@@ -67,8 +67,9 @@ class Errors:
     ----------
     difference
         Energy per atom (eV/atom), shape (systems,), float64; forces (eV/Å), shape (atoms, 3); stress (eV/Å³), shape
-        (systems, 3, 3); dipole (e·Å), shape (systems, 3); charges (e), shape (atoms,); polarizability (Å³), shape
-        (systems, 3, 3); or Born charges (e), shape (atoms, 3, 3). Zero where there is no label.
+        (systems, 3, 3); total charge (e), shape (systems,); dipole (e·Å), shape (systems, 3); charges (e), shape
+        (atoms,); polarizability (Å³), shape (systems, 3, 3); or Born charges (e), shape (atoms, 3, 3). Zero where
+        there is no label.
     count
         How many of its components have a label; a scalar in float64.
     """

@@ -21,6 +21,7 @@ UNITS = {
     "energy": "meV/atom",
     "forces": "meV/Å",
     "stress": "meV/Å³",
+    "total_charge": "me",
     "dipole": "me·Å",
     "charges": "me",
     "polarizability": "10⁻³ Å³",

@@ -39,6 +39,7 @@ def counts_in(part: str, batch: AtomicBatch, epsilon_infinity: float | None) -> 
 
 #: Where labels count, for messages.
 RULES = {
+    "total_charge": "data.total_charge names the key of the frames' info that gives it",
     "stress": "a stress counts where all three axes are periodic",
     "dipole": "a dipole counts in systems that are open along all axes: in periodic ones it is known up to quanta only",
     "polarizability": "a polarizability counts in systems that are open along all axes",
@@ -89,7 +90,7 @@ def responses_of(
     far
         What the long range found for these systems; dipoles, charges and polarizabilities follow from it.
     parts
-        Which ones, out of `farfield.training.config.RESPONSE_PARTS`.
+        Which ones, out of `farfield.training.config.LONG_RANGE_PARTS`.
     sign, epsilon_infinity
         Gauge sign, and ε∞ of bulk where it is known.
     create_graph
@@ -98,9 +99,10 @@ def responses_of(
     Returns
     -------
     dict
-        ``dipole`` (e·Å, about the origin of the coordinates, which matters for charged systems only), shape
-        (systems, 3); ``charges`` (e), permanent ones as in `farfield.Model`, shape (atoms,); ``polarizability`` (Å³),
-        shape (systems, 3, 3); ``born_charges`` (e), shape (atoms, 3, 3).
+        ``total_charge`` (e) before any constraint, shape (systems,); ``dipole`` (e·Å, about the origin of the
+        coordinates, which matters for charged systems only), shape (systems, 3); ``charges`` (e), permanent ones as in
+        `farfield.Model`, shape (atoms,); ``polarizability`` (Å³), shape (systems, 3, 3); ``born_charges`` (e), shape
+        (atoms, 3, 3).
 
     Raises
     ------
@@ -114,6 +116,10 @@ def responses_of(
     screened = "charges" in parts or "born_charges" in parts
     scale = training_scale(potential, batch, sign, epsilon_infinity if screened else None)
     values: dict[str, Tensor] = {}
+    if "total_charge" in parts:
+        label = sample.labels["total_charge"]
+        # Latent and physical charges differ by √ε∞ in bulk: the latent difference is what a loss of any data can weigh.
+        values["total_charge"] = label if far.excess is None else label + far.excess
     if "dipole" in parts:
         values["dipole"] = dipole_moment(batch, physical(batch, module.polarizing(batch, far), scale))
     if "charges" in parts:
