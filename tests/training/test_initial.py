@@ -73,6 +73,21 @@ def test_a_long_range_that_the_old_model_lacks_starts_fresh(data: Path, old: Pat
     assert all(torch.equal(mine[key], theirs[key]) for key in mine)
 
 
+@pytest.mark.parametrize("scale", [0.01, 0.7])
+def test_another_charge_scale_changes_no_charges(data: Path, old: Path, tmp_path: Path, scale: float) -> None:
+    """They are learned at another rate only: the gradient in the weights of the last layer is that of the scale."""
+    far = small_config(data, tmp_path)["model"]["long_range"] | {"charge_scale": scale}
+    trainer = fresh(data, tmp_path, old, long_range=far)
+    batch, model = collate(list(trainer.data.train)).batch, Model.from_file(old)
+    before, now = model.potential.multipoles(batch).charges, trainer.potential.multipoles(batch).charges
+    torch.testing.assert_close(now, before)
+    slopes = []
+    for potential, charges in ((model.potential, before), (trainer.potential, now)):
+        (slope,) = torch.autograd.grad(charges.square().sum(), [potential.long_range.charges.linear.weight])
+        slopes.append(slope / potential.long_range.charges.scale)
+    torch.testing.assert_close(slopes[0], slopes[1])
+
+
 def test_heads_that_the_old_model_lacks_start_fresh(data: Path, old: Path, tmp_path: Path) -> None:
     """Charges are those of the old model to the bit, dipoles are induced by them; an old head may not be dropped."""
     far = small_config(data, tmp_path)["model"]["long_range"] | {"induced_dipoles": True, "polarizability_scale": 0.02}

@@ -66,6 +66,19 @@ class ChargeHead(nn.Module):
         joined = torch.cat(parts, dim=-1) if len(parts) > 1 else scalars
         return self.scale * (self.linear(joined) + self.perceptron(joined))
 
+    def rescale(self, scale: float) -> None:
+        """Set the scale and leave the outputs what they are: they then learn at another rate."""
+        _rescale(self, scale, self.linear, self.perceptron[-1])
+
+
+def _rescale(head: ChargeHead | VectorHead | TensorHead, scale: float, *last: nn.Module) -> None:
+    """Set the scale of a head whose outputs are those of its last layers times the scale."""
+    with torch.no_grad():
+        for layer in last:
+            for parameter in layer.parameters():
+                parameter *= head.scale / scale
+    head.scale = scale
+
 
 def _length(square: Tensor) -> Tensor:
     """√(1 + |v|²) − 1: a length that is smooth at zero and does not run away where features are large."""
@@ -86,6 +99,10 @@ class VectorHead(nn.Module):
         """Return the dipoles."""
         return self.scale * torch.einsum("ac,acx->ax", self.gate(scalars), vectors)
 
+    def rescale(self, scale: float) -> None:
+        """Set the scale and leave the dipoles what they are."""
+        _rescale(self, scale, self.gate[-1])
+
 
 class TensorHead(nn.Module):
     """Latent traceless quadrupole of each atom (e·Å²): tensor features mixed with weights that its scalars give."""
@@ -103,3 +120,7 @@ class TensorHead(nn.Module):
         symmetric = 0.5 * (mixed + mixed.transpose(-1, -2))
         trace = symmetric.diagonal(dim1=-2, dim2=-1).mean(-1)
         return symmetric - trace[:, None, None] * torch.eye(3, dtype=mixed.dtype, device=mixed.device)
+
+    def rescale(self, scale: float) -> None:
+        """Set the scale and leave the quadrupoles what they are."""
+        _rescale(self, scale, self.gate[-1])

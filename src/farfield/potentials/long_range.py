@@ -285,6 +285,13 @@ class LongRange(nn.Module):
         """Rebuild the module from `config`, with fresh weights."""
         return cls(**config)
 
+    def rescale(self, charge_scale: float) -> None:
+        """Set ``charge_scale`` and leave the multipoles what they are: training moves them faster or more slowly."""
+        for head in (self.charges, self.dipoles, self.quadrupoles):
+            if head is not None:
+                head.rescale(charge_scale)
+        self._config["charge_scale"] = charge_scale
+
     def multipoles(self, batch: AtomicBatch, features: Features, *, detach_total: bool = False) -> Multipoles:
         """Latent permanent multipoles with their graph.
 

@@ -33,7 +33,8 @@ def start_from(potential: AugmentedPotential, name: str, config: ModelConfig, tr
 
     The backbones must be alike. A long range of the trained model is taken over where the potential has an equal one;
     it is left out where the potential has none; where only the potential has one it keeps its fresh weights, and so do
-    heads that only the potential has (dipoles, quadrupoles, induced charges and dipoles). Reference energies of
+    heads that only the potential has (dipoles, quadrupoles, induced charges and dipoles). With another ``charge_scale``
+    the multipoles stay the same and are learned at another rate. Reference energies of
     ``least-squares`` are fitted anew to what the old model leaves of the new labels, since levels of theory differ in
     these above all.
 
@@ -66,8 +67,10 @@ def start_from(potential: AugmentedPotential, name: str, config: ModelConfig, tr
     old = model.potential
     mine, theirs = potential.config(), old.config()
     parts = ["backbone"]
-    if mine["long_range"] is not None and theirs["long_range"] is not None:
+    if potential.long_range is not None and old.long_range is not None:
         parts.append("long_range")
+        old.long_range.rescale(mine["long_range"]["charge_scale"])
+        theirs = old.config()
     for part in parts:
         keys = (mine[part].keys() | theirs[part].keys()) - _FREE
         if part == "long_range":
