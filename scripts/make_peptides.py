@@ -8,9 +8,9 @@ Amber14 dynamics in vacuum at 500 K from several conformers each; every other fr
 shaken at 100 K. Labels are GFN2-xTB energies and forces (Bannwarth, Ehlert and Grimme, JCTC 15, 1652, 2019): wrong by
 far more than a model's error, but right in shape, and thousands of frames cost minutes.
 
-Then the same molecules with a small ion, so far away that no neighbour list with a cutoff of 4.5 Å joins the two: a
-short-range model has no say in what they do to each other, and so they teach the far field what single molecules leave
-open (the charges of hydrogen above all, as a molecule's own short range explains them away).
+Then the same molecules with a methylammonium ion, so far away that no neighbour list with a cutoff of 4.5 Å joins the
+two: a short-range model has no say in what they do to each other, and so they teach the far field what single molecules
+leave open.
 
 Each conformer and each block of probed molecules has a random generator of its own, and what is made is kept in
 ``OUTPUT.parts`` until all is there, so that a run that was stopped goes on.
@@ -39,8 +39,9 @@ SEQUENCES = [pair for c in CATIONS for a in ANIONS for pair in ((c, a), (a, c))]
 
 #: Frames of each conformer, half at 500 K and half relaxed and shaken.
 FRAMES_PER_CONFORMER = 20
-#: Ions that probe them, as SMILES, with their charges (e): the side chains' own groups.
-PROBES = (("C[NH3+]", 1), ("NC(N)=[NH2+]", 1), ("c1c[nH]c[nH+]1", 1), ("CC(=O)[O-]", -1), ("C(=O)[O-]", -1))
+#: The ion that probes them, as SMILES, and its charge (e). Anions will not do: their electrons leave them in part for
+#: the molecule's cationic end, at any distance, as is known of semi-empirical and semi-local methods.
+PROBE = ("C[NH3+]", 1)
 #: Probed molecules that are made at a time; range of the distances between nearest atoms (Å); displacements of the
 #: ion's atoms from rest (Å).
 PROBES_PER_BLOCK = 50
@@ -193,8 +194,8 @@ def make_probed(task: tuple[int, list[Atoms], Path]) -> None:
     if path.exists():
         return
     random = np.random.default_rng([number, 1])
-    probes = [ion(smiles, charge) for smiles, charge in PROBES]
-    write_part(path, [together(frame, probes[random.choice(len(probes))], random) for frame in frames])
+    probe = ion(*PROBE)
+    write_part(path, [together(frame, probe, random) for frame in frames])
 
 
 def write_part(path: Path, frames: list[Atoms]) -> None:

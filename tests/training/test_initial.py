@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from small_training import small_config, write_clusters
+from ase.io import write
+from small_training import clusters, small_config, write_clusters
 
 from farfield.datasets.dataset import collate
 from farfield.model import Model
@@ -86,6 +87,30 @@ def test_another_charge_scale_changes_no_charges(data: Path, old: Path, tmp_path
         (slope,) = torch.autograd.grad(charges.square().sum(), [potential.long_range.charges.linear.weight])
         slopes.append(slope / potential.long_range.charges.scale)
     torch.testing.assert_close(slopes[0], slopes[1])
+
+
+def test_a_loss_on_the_total_charge_starts_balanced(tmp_path: Path) -> None:
+    """What the constraint hides of an old model goes out of its charge head, and no constrained charge changes."""
+    frames = clusters(6)
+    for atoms in frames:
+        atoms.info["total_charge"] = 0
+    write(tmp_path / "neutral.extxyz", frames)
+    config = small_config(tmp_path / "neutral.extxyz", tmp_path, epochs=1)
+    config["data"]["total_charge"] = "total_charge"
+    config["model"]["long_range"] |= {"total_charge": "constraint"}
+    first = train(config, quiet=True).model
+    assert first is not None
+    model = Model.from_file(first)
+    model.potential.long_range.charges.move(0.3)
+    model.save(tmp_path / "moved.ff")
+    config |= {"initial": str(tmp_path / "moved.ff"), "loss": {"stages": [{"total_charge": 1}]}}
+    trainer = Trainer(parse_config(config), quiet=True)
+    batch = collate(list(trainer.data.train)).batch
+    with torch.no_grad():
+        before, now = model.potential(batch), trainer.potential(batch)
+    assert float(before.far.excess.min()) > 0.2 * int(batch.counts.min())
+    assert abs(float((now.far.excess * batch.counts).sum())) < 1e-3
+    torch.testing.assert_close(now.multipoles.charges, before.multipoles.charges, rtol=0, atol=1e-5)
 
 
 def test_heads_that_the_old_model_lacks_start_fresh(data: Path, old: Path, tmp_path: Path) -> None:

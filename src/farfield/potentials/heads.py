@@ -66,6 +66,14 @@ class ChargeHead(nn.Module):
         joined = torch.cat(parts, dim=-1) if len(parts) > 1 else scalars
         return self.scale * (self.linear(joined) + self.perceptron(joined))
 
+    @torch.no_grad()
+    def move(self, shift: float) -> None:
+        """Add a number to the first output, the charge (e), of every atom."""
+        last = self.perceptron[-1]
+        assert isinstance(last, ScaledLinear)  # narrows the type
+        assert last.bias is not None
+        last.bias[0] += shift / self.scale
+
     def rescale(self, scale: float) -> None:
         """Set the scale and leave the outputs what they are: they then learn at another rate."""
         _rescale(self, scale, self.linear, self.perceptron[-1])
@@ -76,7 +84,7 @@ def _rescale(head: ChargeHead | VectorHead | TensorHead, scale: float, *last: nn
     with torch.no_grad():
         for layer in last:
             for parameter in layer.parameters():
-                parameter *= head.scale / scale
+                parameter.mul_(head.scale / scale)
     head.scale = scale
 
 

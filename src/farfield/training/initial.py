@@ -28,7 +28,9 @@ _RESPONSE = frozenset(
 )  # fmt: skip
 
 
-def start_from(potential: AugmentedPotential, name: str, config: ModelConfig, train: Dataset) -> int:
+def start_from(
+    potential: AugmentedPotential, name: str, config: ModelConfig, train: Dataset, *, balanced: bool = False
+) -> int:
     """Give a potential the weights of a trained model, and reference energies that suit its training frames.
 
     The backbones must be alike. A long range of the trained model is taken over where the potential has an equal one;
@@ -48,6 +50,9 @@ def start_from(potential: AugmentedPotential, name: str, config: ModelConfig, tr
         Model section of the configuration.
     train
         Training frames, with neighbours.
+    balanced
+        Take out of the charges what they have in common and a constraint on the total charge hides, so that a loss on
+        the total charge starts small and need not find it out by way of everything else.
 
     Returns
     -------
@@ -84,6 +89,8 @@ def start_from(potential: AugmentedPotential, name: str, config: ModelConfig, tr
     wanted = tuple(f"{part}." for part in parts)
     weights = {key: value for key, value in old.state_dict().items() if key.startswith(wanted)}
     potential.load_state_dict(weights, strict=False)
+    if balanced and "long_range" in parts:
+        _balance(potential, train)
     if config.reference_energies == "least-squares":
         potential.set_reference_energies({})
         potential.set_reference_energies(fit_reference_energies(train, _explained(potential, train)))
@@ -95,6 +102,20 @@ def _added(mine: dict[str, Any], theirs: dict[str, Any]) -> set[str]:
     added = {head for head in _HEADS if mine[head] and not theirs[head]}
     answers = theirs["induced_charges"] or theirs["induced_dipoles"]
     return added if answers else added | _RESPONSE
+
+
+def _balance(potential: AugmentedPotential, train: Dataset) -> None:
+    """Move all charges alike, until the mean of what a constraint spreads over each atom is zero."""
+    far = potential.long_range
+    if far is None or far.total_charge != "constraint" or far.learned_weights:
+        return
+    products = squares = 0.0
+    for sample in train.batches(_BATCH):
+        with torch.no_grad():
+            excess = potential(sample.batch).far.excess
+        products += float((excess * sample.batch.counts).sum())
+        squares += float(sample.batch.counts.square().sum())
+    far.charges.move(-products / squares)
 
 
 def describe(name: str) -> str:

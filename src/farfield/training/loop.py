@@ -83,9 +83,12 @@ class Trainer:
         self.data = data.with_neighbors(potential.cutoff)
         sign = 1
         if config.initial is not None and not resuming:
-            inherited = start_from(potential, config.initial, config.model, self.data.train)
+            told = used_responses(config.loss.stages)
+            inherited = start_from(
+                potential, config.initial, config.model, self.data.train, balanced="total_charge" in told
+            )
             # Labels that tell the sign are to go on with the one that the model has.
-            sign = inherited if set(used_responses(config.loss.stages)) & set(SIGNED) else 1
+            sign = inherited if set(told) & set(SIGNED) else 1
         elif not resuming:
             calibrate(potential, self.data.train)
         potential.to(self.fabric.device)
