@@ -1,6 +1,6 @@
 """Make a large, cheap training set of polar dipeptides, to start models from before they see density-functional labels.
 
-    OMP_NUM_THREADS=1 python scripts/make_peptides.py OUTPUT.extxyz [--frames 7200] [--probes 2000] [--workers 2]
+    OMP_NUM_THREADS=1 python scripts/make_peptides.py OUTPUT.extxyz
 
 After ``pip install farfield[peptides]``. Molecules: ACE–X–Y–NME with one cationic and one anionic side chain (His⁺,
 Lys⁺, Arg⁺ with Asp⁻, Glu⁻, both orders). Geometries as SPICE makes its own (Eastman et al., Sci. Data 10, 11, 2023):
@@ -10,7 +10,8 @@ far more than a model's error, but right in shape, and thousands of frames cost 
 
 Then the same molecules with a methylammonium ion, so far away that no neighbour list with a cutoff of 4.5 Å joins the
 two: a short-range model has no say in what they do to each other, and so they teach the far field what single molecules
-leave open.
+leave open. And small ions alone, whose total charges say what the molecules' charged groups have. For trainings on
+labels of another method ``OUTPUT.ions.extxyz`` has some of these without energies and forces.
 
 Each conformer and each block of probed molecules has a random generator of its own, and what is made is kept in
 ``OUTPUT.parts`` until all is there, so that a run that was stopped goes on.
@@ -39,14 +40,17 @@ SEQUENCES = [pair for c in CATIONS for a in ANIONS for pair in ((c, a), (a, c))]
 
 #: Frames of each conformer, half at 500 K and half relaxed and shaken.
 FRAMES_PER_CONFORMER = 20
-#: The ion that probes them, as SMILES, and its charge (e). Anions will not do: their electrons leave them in part for
-#: the molecule's cationic end, at any distance, as is known of semi-empirical and semi-local methods.
-PROBE = ("C[NH3+]", 1)
+#: Side chains' own groups as ions: SMILES, charge (e). The first one probes molecules from afar; anions will not do for
+#: that: in part their electrons leave them for a molecule's cationic end, at any distance, as is known of
+#: semi-empirical and semi-local methods.
+IONS = (("C[NH3+]", 1), ("NC(N)=[NH2+]", 1), ("c1c[nH]c[nH+]1", 1), ("CC(=O)[O-]", -1), ("C(=O)[O-]", -1))
 #: Probed molecules that are made at a time; range of the distances between nearest atoms (Å); displacements of the
 #: ion's atoms from rest (Å).
 PROBES_PER_BLOCK = 50
 GAPS = (4.6, 8.0)
 SHAKE = 0.04
+#: How many ions are written without labels.
+UNLABELLED = 100
 
 
 def conformer(sequence: tuple[str, str], seed: int):  # type: ignore[no-untyped-def]
@@ -165,6 +169,18 @@ def ion(smiles: str, charge: int) -> Atoms:
     return atoms
 
 
+def make_ions(number: int) -> list[Atoms]:
+    """Return so many labelled frames of ions, shaken, of each kind as many."""
+    random = np.random.default_rng([number, 2])
+    resting = [ion(smiles, charge) for smiles, charge in IONS]
+    frames = []
+    for index in range(number):
+        atoms = resting[index % len(resting)].copy()
+        atoms.positions += SHAKE * random.normal(size=(len(atoms), 3))
+        frames.append(label(atoms))
+    return [frame for frame in frames if frame is not None]
+
+
 def together(molecule: Atoms, probe: Atoms, random: np.random.Generator) -> Atoms:
     """Both in one frame: the probe shaken, turned, and moved in a random direction until the gap is in `GAPS`."""
     from scipy.spatial.distance import cdist
@@ -194,7 +210,7 @@ def make_probed(task: tuple[int, list[Atoms], Path]) -> None:
     if path.exists():
         return
     random = np.random.default_rng([number, 1])
-    probe = ion(*PROBE)
+    probe = ion(*IONS[0])
     write_part(path, [together(frame, probe, random) for frame in frames])
 
 
@@ -219,6 +235,7 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--frames", type=int, default=7200)
     parser.add_argument("--probes", type=int, default=2000)
+    parser.add_argument("--ions", type=int, default=500)
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
     folder = arguments.output.with_suffix(".parts")
@@ -236,8 +253,13 @@ def main() -> None:
         for done, _ in enumerate(pool.imap(make_probed, ((n, few, folder) for n, few in enumerate(some))), 1):
             print(f"{done} of {blocks} blocks of {PROBES_PER_BLOCK} probed molecules", flush=True)
     probed = read_parts(folder, "probed-*.extxyz", 1)[: arguments.probes] if arguments.probes else []
-    write(arguments.output, frames + probed, format="extxyz")
-    print(f"{len(frames)} frames and {len(probed)} with probes in {arguments.output}", flush=True)
+    ions = make_ions(arguments.ions)
+    unlabelled = [
+        Atoms(ion.numbers, ion.positions, info={"total_charge": ion.info["total_charge"]}) for ion in ions[:UNLABELLED]
+    ]
+    write(arguments.output.with_suffix(".ions.extxyz"), unlabelled, format="extxyz")
+    write(arguments.output, frames + probed + ions, format="extxyz")
+    print(f"{len(frames)} frames, {len(probed)} with probes, {len(ions)} ions in {arguments.output}", flush=True)
 
 
 if __name__ == "__main__":

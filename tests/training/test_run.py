@@ -127,6 +127,27 @@ def test_stress_and_validation_given_as_such(tmp_path: Path) -> None:
     }
 
 
+def test_frames_without_an_energy_are_all_trained_on(tmp_path: Path) -> None:
+    """The split is the one that there is without them: ions that only tell a total charge validate nothing."""
+    frames = clusters(8)
+    for index in (0, 3, 4):
+        frames[index].calc = None
+    write(tmp_path / "data.extxyz", frames)
+    config = small_config(tmp_path / "data.extxyz", tmp_path)
+    config["data"]["split"] = {"method": "contiguous", "count": 2}
+    data = load_training_data(parse_config(config))
+    assert data.validation is not None
+    positions = [sample.batch.positions[0].tolist() for sample in (*data.train, *data.validation)]
+    np.testing.assert_allclose(positions, [atoms.positions[0] for atoms in frames], atol=1e-6)
+    assert (len(data.train), len(data.validation)) == (6, 2)
+    frames[6].calc = frames[7].calc = None
+    write(tmp_path / "data.extxyz", frames)
+    data = load_training_data(parse_config(config))
+    assert data.validation is not None
+    kept_back = [sample.batch.positions[0].tolist() for sample in data.validation]
+    np.testing.assert_allclose(kept_back, [frames[i].positions[0] for i in (2, 5)], atol=1e-6)
+
+
 def mixed_config(tmp_path: Path, **changes: Any) -> dict[str, Any]:
     """Return a configuration with a stress loss on molecules and on crystals, the latter alone with a stress."""
     molecules, crystals = clusters(6), clusters(6, seed=1, stress=True)

@@ -130,6 +130,11 @@ def load_training_data(config: TrainingConfig) -> TrainingData:
     )
     assert train is not None  # noqa: S101 - the configuration refuses an empty list
     if config.data.split is not None:
-        first, second = split_indices(len(train), config.data.split)
-        train, validation = train.subset(first), train.subset(second)
+        # Frames without an energy, there for their total charges perhaps, validate little: all of them are trained on.
+        able = [index for index, sample in enumerate(train) if _is_known(sample, "energy")]
+        chosen = {able[index] for index in split_indices(len(able), config.data.split)[1]}
+        train, validation = (
+            train.subset([index for index in range(len(train)) if index not in chosen]),
+            train.subset(sorted(chosen)),
+        )
     return TrainingData(train, validation, test)
