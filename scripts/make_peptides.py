@@ -10,8 +10,9 @@ far more than a model's error, but right in shape, and thousands of frames cost 
 
 Then the same molecules with a methylammonium ion, so far away that no neighbour list with a cutoff of 4.5 Å joins the
 two: a short-range model has no say in what they do to each other, and so they teach the far field what single molecules
-leave open. And small ions alone, whose total charges say what the molecules' charged groups have. For trainings on
-labels of another method ``OUTPUT.ions.extxyz`` has some of these without energies and forces.
+leave open. And small ions alone, whose total charges say what the molecules' charged groups have. ``kind`` in the info
+of a frame says which it is: molecule, probed or ion. For trainings on labels of another method ``OUTPUT.ions.extxyz``
+has some of the ions without energies and forces.
 
 Each conformer and each block of probed molecules has a random generator of its own, and what is made is kept in
 ``OUTPUT.parts`` until all is there, so that a run that was stopped goes on.
@@ -258,7 +259,11 @@ def main() -> None:
         Atoms(ion.numbers, ion.positions, info={"total_charge": ion.info["total_charge"]}) for ion in ions[:UNLABELLED]
     ]
     write(arguments.output.with_suffix(".ions.extxyz"), unlabelled, format="extxyz")
-    write(arguments.output, frames + probed + ions, format="extxyz")
+    kinds = {"molecule": frames, "probed": probed, "ion": ions}
+    for kind, members in kinds.items():
+        for member in members:
+            member.info["kind"] = kind
+    write(arguments.output, [member for members in kinds.values() for member in members], format="extxyz")
     print(f"{len(frames)} frames, {len(probed)} with probes, {len(ions)} ions in {arguments.output}", flush=True)
 
 
