@@ -154,7 +154,7 @@ def make_part(task: tuple[int, int, Path]) -> None:
 
 
 def ion(smiles: str, charge: int) -> Atoms:
-    """Return a probe, relaxed with GFN2-xTB."""
+    """Return an ion, relaxed with GFN2-xTB."""
     from ase.optimize import BFGS
     from rdkit import Chem
     from rdkit.Chem import AllChem
@@ -170,14 +170,18 @@ def ion(smiles: str, charge: int) -> Atoms:
     return atoms
 
 
-def make_ions(number: int) -> list[Atoms]:
+def shake(atoms: Atoms, random: np.random.Generator) -> np.ndarray:
+    """Draw displacements of an ion's atoms (Å)."""
+    return SHAKE * random.normal(size=(len(atoms), 3))
+
+
+def make_ions(resting: list[Atoms], number: int) -> list[Atoms]:
     """Return so many labelled frames of ions, shaken, of each kind as many."""
     random = np.random.default_rng([number, 2])
-    resting = [ion(smiles, charge) for smiles, charge in IONS]
     frames = []
     for index in range(number):
         atoms = resting[index % len(resting)].copy()
-        atoms.positions += SHAKE * random.normal(size=(len(atoms), 3))
+        atoms.positions += shake(atoms, random)
         frames.append(label(atoms))
     return [frame for frame in frames if frame is not None]
 
@@ -188,7 +192,7 @@ def together(molecule: Atoms, probe: Atoms, random: np.random.Generator) -> Atom
     from scipy.spatial.transform import Rotation
 
     here = molecule.positions - molecule.positions.mean(axis=0)
-    shaken = probe.positions - probe.positions.mean(axis=0) + SHAKE * random.normal(size=(len(probe), 3))
+    shaken = probe.positions - probe.positions.mean(axis=0) + shake(probe, random)
     there = Rotation.random(random_state=random).apply(shaken)
     direction = random.normal(size=3)
     direction /= np.linalg.norm(direction)
@@ -204,14 +208,13 @@ def together(molecule: Atoms, probe: Atoms, random: np.random.Generator) -> Atom
     )
 
 
-def make_probed(task: tuple[int, list[Atoms], Path]) -> None:
-    """Make and write a block of labelled molecules with probes, unless they are there."""
-    number, frames, folder = task
+def make_probed(task: tuple[int, list[Atoms], Atoms, Path]) -> None:
+    """Make and write a block of labelled molecules with a probe each, unless they are there."""
+    number, frames, probe, folder = task
     path = folder / f"probed-{number:04d}.extxyz"
     if path.exists():
         return
     random = np.random.default_rng([number, 1])
-    probe = ion(*IONS[0])
     write_part(path, [together(frame, probe, random) for frame in frames])
 
 
@@ -251,12 +254,14 @@ def main() -> None:
         choose = np.random.default_rng(2)
         blocks = -(-arguments.probes // PROBES_PER_BLOCK)
         some = ([frames[i] for i in choose.choice(len(frames), PROBES_PER_BLOCK)] for _ in range(blocks))
-        for done, _ in enumerate(pool.imap(make_probed, ((n, few, folder) for n, few in enumerate(some))), 1):
+        resting = [ion(smiles, charge) for smiles, charge in IONS]
+        tasks_of_probes = ((number, few, resting[0], folder) for number, few in enumerate(some))
+        for done, _ in enumerate(pool.imap(make_probed, tasks_of_probes), 1):
             print(f"{done} of {blocks} blocks of {PROBES_PER_BLOCK} probed molecules", flush=True)
     probed = read_parts(folder, "probed-*.extxyz", 1)[: arguments.probes] if arguments.probes else []
-    ions = make_ions(arguments.ions)
+    ions = make_ions(resting, arguments.ions)
     unlabelled = [
-        Atoms(ion.numbers, ion.positions, info={"total_charge": ion.info["total_charge"]}) for ion in ions[:UNLABELLED]
+        Atoms(one.numbers, one.positions, info={"total_charge": one.info["total_charge"]}) for one in ions[:UNLABELLED]
     ]
     write(arguments.output.with_suffix(".ions.extxyz"), unlabelled, format="extxyz")
     kinds = {"molecule": frames, "probed": probed, "ion": ions}

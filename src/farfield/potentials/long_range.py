@@ -44,7 +44,7 @@ class LongRangeResult:
         Energies apart, induced multipoles, potential and field; None for a model without response.
     excess
         By how much the heads' charges miss each system's total charge (e), before a constraint spreads the difference,
-        shape (systems,); None where the batch does not give total charges.
+        shape (systems,); None where the batch does not give total charges, or a process group has no use for them.
     """
 
     energy: Float[Tensor, " systems"]
@@ -479,11 +479,13 @@ class LongRange(nn.Module):
 
     def _excess(self, charges: Tensor, batch: AtomicBatch) -> Tensor | None:
         """Sum of each system's charges minus Q_tot/√ε_e; None where Q_tot is not known."""
-        if batch.total_charge is None:
+        ranks = self.coulomb.process_group
+        # Ranks of a model that uses no total charge need not agree in giving it, and would wait for each other here.
+        if batch.total_charge is None or (ranks is not None and self.total_charge is None):
             return None
         screened = batch.pbc.all(-1).to(charges.dtype) * (self.epsilon_infinity**-0.5 - 1.0) + 1.0
         sums = charges.new_zeros(batch.n_systems).index_add(0, batch.system, charges)
-        return sum_over_ranks(sums, self.coulomb.process_group) - batch.total_charge.to(charges.dtype) * screened
+        return sum_over_ranks(sums, ranks) - batch.total_charge.to(charges.dtype) * screened
 
     def _shares(self, excess: Tensor, weights: Tensor, batch: AtomicBatch, detached: bool) -> Tensor:
         """Each atom's share of its system's excess, by weights."""

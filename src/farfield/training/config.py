@@ -15,7 +15,7 @@ ENERGETIC_PARTS = ("energy", "forces", "stress")
 #: Parts of the loss that only models with charges have.
 RESPONSE_PARTS = ("dipole", "charges", "polarizability", "born_charges")
 
-#: All that needs a model with a long range. The order is that of the rows of sums in checkpoints: new ones come last.
+#: All that needs a model with a long range.
 LONG_RANGE_PARTS = (*RESPONSE_PARTS, "total_charge")
 
 #: All parts of the loss, in the order in which they are kept; checkpoints rely on it: new ones go to the end.

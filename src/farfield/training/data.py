@@ -13,6 +13,9 @@ from farfield.training.losses import used_labels
 from farfield.training.responses import RULES, counts_in
 from farfield.training.sampler import split_indices
 
+#: Shapes of all labels of a loss; the total charge, one number, belongs to the batch.
+_SHAPES = {**LABEL_SHAPES, "total_charge": ()}
+
 
 @dataclass(frozen=True, eq=False)
 class TrainingData:
@@ -58,7 +61,7 @@ def _with_labels(sample: Sample, names: Sequence[str], epsilon_infinity: float |
         if name in known and counts_in(name, sample.batch, epsilon_infinity):
             labels[name] = known[name]
         else:
-            shape = LABEL_SHAPES.get(name, ())  # the total charge is one number, and belongs to the batch
+            shape = _SHAPES[name]
             shape = (sample.batch.n_atoms, *shape[1:]) if shape[:1] == (-1,) else (1, *shape)
             dtype = torch.float64 if name == "energy" else sample.batch.positions.dtype
             labels[name] = torch.full(shape, torch.nan, dtype=dtype)

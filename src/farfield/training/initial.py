@@ -36,9 +36,8 @@ def start_from(
     The backbones must be alike. A long range of the trained model is taken over where the potential has an equal one;
     it is left out where the potential has none; where only the potential has one it keeps its fresh weights, and so do
     heads that only the potential has (dipoles, quadrupoles, induced charges and dipoles). With another ``charge_scale``
-    the multipoles stay the same and are learned at another rate. Reference energies of
-    ``least-squares`` are fitted anew to what the old model leaves of the new labels, since levels of theory differ in
-    these above all.
+    the multipoles stay the same and are learned at another rate. Reference energies of ``least-squares`` are fitted
+    anew to what the old model leaves of the new labels, since levels of theory differ in these above all.
 
     Parameters
     ----------
@@ -70,12 +69,11 @@ def start_from(
     except (FileNotFoundError, ValueError) as error:
         raise ConfigError(f"initial: {error}") from error
     old = model.potential
-    mine, theirs = potential.config(), old.config()
     parts = ["backbone"]
     if potential.long_range is not None and old.long_range is not None:
         parts.append("long_range")
-        old.long_range.rescale(mine["long_range"]["charge_scale"])
-        theirs = old.config()
+        old.long_range.rescale(potential.long_range.charges.scale)
+    mine, theirs = potential.config(), old.config()
     for part in parts:
         keys = (mine[part].keys() | theirs[part].keys()) - _FREE
         if part == "long_range":
