@@ -8,11 +8,13 @@ Amber14 dynamics in vacuum at 500 K from several conformers each; every other fr
 shaken at 100 K. Labels are GFN2-xTB energies and forces (Bannwarth, Ehlert and Grimme, JCTC 15, 1652, 2019): wrong by
 far more than a model's error, but right in shape, and thousands of frames cost minutes.
 
-Then the same molecules with a methylammonium ion, so far away that no neighbour list with a cutoff of 4.5 Å joins the
-two: a short-range model has no say in what they do to each other, and so they teach the far field what single molecules
-leave open. And small ions alone, whose total charges say what the molecules' charged groups have. ``kind`` in the info
-of a frame says which it is: molecule, probed or ion. For trainings on labels of another method ``OUTPUT.ions.extxyz``
-has some of the ions without energies and forces.
+Beside them small ions, whose total charges say what the molecules' charged groups have; ``kind`` in the info of a frame
+says which it is: molecule or ion. For trainings on labels of another method ``OUTPUT.ions.extxyz`` has some of the ions
+without energies and forces.
+
+``OUTPUT.probes.extxyz`` has the same molecules with a methylammonium ion, so far away that no neighbour list with a
+cutoff of 4.5 Å joins the two. Its labels are what the two do to each other, energies and forces of both less those of
+each alone: the short range has no say in them, and they hold nothing of what it has wrong.
 
 Each conformer and each block of probed molecules has a random generator of its own, and what is made is kept in
 ``OUTPUT.parts`` until all is there, so that a run that was stopped goes on.
@@ -150,7 +152,8 @@ def make_part(task: tuple[int, int, Path]) -> None:
     path = folder / f"{molecule:02d}-{number:04d}.extxyz"
     if path.exists():
         return
-    write_part(path, geometries(SEQUENCES[molecule], 1000 * molecule + number + 1, FRAMES_PER_CONFORMER))
+    made = map(label, geometries(SEQUENCES[molecule], 1000 * molecule + number + 1, FRAMES_PER_CONFORMER))
+    write_part(path, [frame for frame in made if frame is not None])
 
 
 def ion(smiles: str, charge: int) -> Atoms:
@@ -208,21 +211,40 @@ def together(molecule: Atoms, probe: Atoms, random: np.random.Generator) -> Atom
     )
 
 
+def interaction(molecule: Atoms, both: Atoms) -> Atoms | None:
+    """Label what a labelled molecule and its probe do to each other; None where the charges do not converge."""
+    here = len(molecule)
+    probe = both[here:]
+    probe.info = {"total_charge": both.info["total_charge"]}
+    labelled, alone = label(both), label(probe)
+    if labelled is None or alone is None:
+        return None
+    result = both.copy()
+    result.info["interaction_energy"] = (
+        labelled.get_potential_energy() - molecule.get_potential_energy() - alone.get_potential_energy()
+    )
+    apart = np.concatenate([molecule.get_forces(), alone.get_forces()])
+    result.arrays["interaction_forces"] = labelled.get_forces() - apart
+    result.arrays["fragment"] = np.repeat([0, 1], [here, len(probe)])
+    result.info["fragment_charges"] = np.array([0.0, both.info["total_charge"]])
+    return result
+
+
 def make_probed(task: tuple[int, list[Atoms], Atoms, Path]) -> None:
-    """Make and write a block of labelled molecules with a probe each, unless they are there."""
+    """Make and write a block of molecules with a probe each, unless they are there."""
     number, frames, probe, folder = task
-    path = folder / f"probed-{number:04d}.extxyz"
+    path = folder / f"interaction-{number:04d}.extxyz"
     if path.exists():
         return
     random = np.random.default_rng([number, 1])
-    write_part(path, [together(frame, probe, random) for frame in frames])
+    made = [interaction(frame, together(frame, probe, random)) for frame in frames]
+    write_part(path, [frame for frame in made if frame is not None])
 
 
 def write_part(path: Path, frames: list[Atoms]) -> None:
-    """Label frames and write them, in one piece."""
-    labelled = [frame for frame in map(label, frames) if frame is not None]
+    """Write frames in one piece."""
     written = path.with_suffix(".writing")
-    write(written, labelled, format="extxyz")
+    write(written, frames, format="extxyz")
     written.rename(path)
 
 
@@ -258,13 +280,14 @@ def main() -> None:
         tasks_of_probes = ((number, few, resting[0], folder) for number, few in enumerate(some))
         for done, _ in enumerate(pool.imap(make_probed, tasks_of_probes), 1):
             print(f"{done} of {blocks} blocks of {PROBES_PER_BLOCK} probed molecules", flush=True)
-    probed = read_parts(folder, "probed-*.extxyz", 1)[: arguments.probes] if arguments.probes else []
+    probed = read_parts(folder, "interaction-*.extxyz", 1)[: arguments.probes] if arguments.probes else []
     ions = make_ions(resting, arguments.ions)
     unlabelled = [
         Atoms(one.numbers, one.positions, info={"total_charge": one.info["total_charge"]}) for one in ions[:UNLABELLED]
     ]
     write(arguments.output.with_suffix(".ions.extxyz"), unlabelled, format="extxyz")
-    kinds = {"molecule": frames, "probed": probed, "ion": ions}
+    write(arguments.output.with_suffix(".probes.extxyz"), probed, format="extxyz")
+    kinds = {"molecule": frames, "ion": ions}
     for kind, members in kinds.items():
         for member in members:
             member.info["kind"] = kind

@@ -18,6 +18,7 @@ from torch import Tensor
 from farfield.atoms.batch import AtomicBatch, concatenate
 from farfield.atoms.neighbors import find_neighbors
 from farfield.atoms.structures import from_ase, read_structures
+from farfield.datasets.fragments import Fragments, fragments_of, join_fragments
 from farfield.datasets.quantities import Columns, Conventions, Units
 from farfield.datasets.registry import DATASETS, resolve_data
 
@@ -34,7 +35,12 @@ LABEL_SHAPES: dict[str, tuple[int, ...]] = {
     "charges": (-1,),
     "born_charges": (-1, 3, 3),
     "polarizability": (3, 3),
+    "interaction_energy": (),
+    "interaction_forces": (-1, 3),
 }
+
+#: Labels that stay in float64, being sums over many atoms.
+IN_FLOAT64 = ("energy", "interaction_energy")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,15 +54,21 @@ class Sample:
     labels
         Any of ``energy`` (systems,) in float64, ``forces`` (atoms, 3), ``stress`` (systems, 3, 3), ``dipole``
         (systems, 3), ``quadrupole`` (systems, 3, 3), ``charges`` (atoms,), ``born_charges`` (atoms, 3, 3) with the
-        polarization index first, ``polarizability`` (systems, 3, 3), in farfield's units (polarizabilities in Å³).
+        polarization index first, ``polarizability`` (systems, 3, 3), in farfield's units (polarizabilities in Å³);
+        ``interaction_energy`` (systems,) in float64 and ``interaction_forces`` (atoms, 3): of the whole, less those of
+        its fragments.
+    fragments
+        The fragments of the systems that have such labels.
     """
 
     batch: AtomicBatch
     labels: dict[str, Tensor]
+    fragments: Fragments | None = None
 
     def to(self, device: torch.device | str | None = None) -> Sample:
         """Return the sample on another device."""
-        return Sample(self.batch.to(device), {name: value.to(device) for name, value in self.labels.items()})
+        fragments = None if self.fragments is None else self.fragments.to(device)
+        return Sample(self.batch.to(device), {name: value.to(device) for name, value in self.labels.items()}, fragments)
 
 
 def collate(samples: Sequence[Sample]) -> Sample:
@@ -73,7 +85,8 @@ def collate(samples: Sequence[Sample]) -> Sample:
         if set(sample.labels) != names:
             odd = sorted(names ^ set(sample.labels))
             raise ValueError(f"the labels {odd} are given for some systems of a batch only: give them for all or none")
-    return Sample(batch, {name: torch.cat([sample.labels[name] for sample in samples]) for name in sorted(names)})
+    labels = {name: torch.cat([sample.labels[name] for sample in samples]) for name in sorted(names)}
+    return Sample(batch, labels, join_fragments([(sample.batch, sample.fragments) for sample in samples]))
 
 
 class Dataset:
@@ -113,7 +126,14 @@ class Dataset:
         for sample in self.samples:
             pairs = sample.batch.neighbors
             kept = pairs is not None and pairs.cutoff == cutoff
-            samples.append(sample if kept else Sample(find_neighbors(sample.batch, cutoff), sample.labels))
+            if not kept:
+                fragments = sample.fragments
+                sample = Sample(
+                    find_neighbors(sample.batch, cutoff),
+                    sample.labels,
+                    None if fragments is None else fragments.with_neighbors(cutoff),
+                )
+            samples.append(sample)
         return Dataset(samples, self.name, self.info)
 
     @property
@@ -211,8 +231,11 @@ def label_structures(
             value = _lookup(atoms, getattr(columns, quantity))
             if value is not None:
                 label = _label(value, quantity, len(atoms), factors[quantity], conventions, where)
-                labels[quantity] = label if quantity == "energy" else label.to(dtype)
-        samples.append(Sample(batch, labels))
+                labels[quantity] = label if quantity in IN_FLOAT64 else label.to(dtype)
+        fragments = None
+        if labels.keys() & {"interaction_energy", "interaction_forces"}:
+            fragments = fragments_of(atoms, batch, where)
+        samples.append(Sample(batch, labels, fragments))
         info.append(dict(atoms.info))
     return Dataset(samples, name, info)
 

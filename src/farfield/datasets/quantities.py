@@ -52,6 +52,8 @@ _DIMENSIONS = {
     "quadrupole": (0, 2, 1),
     "born_charges": (0, 0, 1),
     "polarizability": (0, 3, 0),
+    "interaction_energy": (1, 0, 0),
+    "interaction_forces": (1, -1, 0),
 }
 
 #: farfield's own unit of each quantity that a file may hold.
@@ -65,6 +67,8 @@ OWN_UNITS = {
     "charges": "e",
     "born_charges": "e",
     "polarizability": "Å³",
+    "interaction_energy": "eV",
+    "interaction_forces": "eV/Å",
 }
 
 
@@ -113,7 +117,8 @@ class Columns(_Strict):
 
     Attributes
     ----------
-    energy, forces, stress, dipole, quadrupole, charges, born_charges, polarizability
+    energy, forces, stress, dipole, quadrupole, charges, born_charges, polarizability, interaction_energy, \
+interaction_forces
         A name or a list of names, of calculator results, info or arrays; null: never read this label.
     """
 
@@ -125,6 +130,8 @@ class Columns(_Strict):
     charges: tuple[str, ...] = ("mbi_charges",)
     born_charges: tuple[str, ...] = ("bec",)
     polarizability: tuple[str, ...] = ("polarizability",)
+    interaction_energy: tuple[str, ...] = ("interaction_energy",)
+    interaction_forces: tuple[str, ...] = ("interaction_forces",)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -139,7 +146,8 @@ class Units(_Strict):
 
     Attributes
     ----------
-    positions, energy, forces, stress, dipole, quadrupole, charges, born_charges, polarizability
+    positions, energy, forces, stress, dipole, quadrupole, charges, born_charges, polarizability, \
+interaction_energy, interaction_forces
         A unit such as ``kcal/mol/Å``, ``Ha/bohr`` or ``Debye`` (see `conversion`).
     """
 
@@ -152,6 +160,8 @@ class Units(_Strict):
     charges: str = OWN_UNITS["charges"]
     born_charges: str = OWN_UNITS["born_charges"]
     polarizability: str = OWN_UNITS["polarizability"]
+    interaction_energy: str = OWN_UNITS["interaction_energy"]
+    interaction_forces: str = OWN_UNITS["interaction_forces"]
 
     @model_validator(mode="after")
     def _known(self) -> Self:

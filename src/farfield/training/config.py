@@ -18,8 +18,11 @@ RESPONSE_PARTS = ("dipole", "charges", "polarizability", "born_charges")
 #: All that needs a model with a long range.
 LONG_RANGE_PARTS = (*RESPONSE_PARTS, "total_charge")
 
+#: Parts of the loss that compare a system with its fragments; any potential may be trained on them.
+INTERACTION_PARTS = ("interaction_energy", "interaction_forces")
+
 #: All parts of the loss, in the order in which they are kept; checkpoints rely on it: new ones go to the end.
-PARTS = (*ENERGETIC_PARTS, *LONG_RANGE_PARTS)
+PARTS = (*ENERGETIC_PARTS, *LONG_RANGE_PARTS, *INTERACTION_PARTS)
 
 
 class ConfigError(ValueError):
@@ -181,6 +184,11 @@ class StageConfig(_Strict):
         Weight of the total charge (e, of each system) that the charges have of themselves, before a constraint on it
         spreads what is missing over the atoms: only with this part does the loss see what the constraint mends, and a
         molecule's charges know which of them to change. It needs no label but ``data.total_charge``.
+    interaction_energy, interaction_forces
+        Weights of the energy (eV, of the whole system) and forces (eV/Å) of a system less those of its fragments
+        (`farfield.datasets.fragments`). What fragments do to each other from beyond the cutoff is the far field alone,
+        whatever the short range has wrong within them: these labels say of charges in a few hundred frames what total
+        forces hold only in their noise.
     dipole, charges, polarizability, born_charges
         Weights of labels that need a model with a long range: dipoles (e·Å, of whole systems), atomic charges (e),
         polarizabilities (Å³, of whole systems; the model needs response) and Born charges (e), each the mean over its
@@ -198,6 +206,8 @@ class StageConfig(_Strict):
     charges: float = Field(default=0.0, ge=0)
     polarizability: float = Field(default=0.0, ge=0)
     born_charges: float = Field(default=0.0, ge=0)
+    interaction_energy: float = Field(default=0.0, ge=0)
+    interaction_forces: float = Field(default=0.0, ge=0)
 
 
 class DeltaConfig(_Strict):
@@ -209,6 +219,8 @@ class DeltaConfig(_Strict):
         Size of a difference beyond which it counts linearly: eV/atom, eV/Å, eV/Å³.
     total_charge, dipole, charges, polarizability, born_charges
         The same in e, e·Å, e, Å³, e.
+    interaction_energy, interaction_forces
+        The same in eV and eV/Å.
     """
 
     energy: float = Field(default=0.01, gt=0)
@@ -219,6 +231,8 @@ class DeltaConfig(_Strict):
     charges: float = Field(default=0.1, gt=0)
     polarizability: float = Field(default=0.1, gt=0)
     born_charges: float = Field(default=0.1, gt=0)
+    interaction_energy: float = Field(default=0.1, gt=0)
+    interaction_forces: float = Field(default=0.1, gt=0)
 
 
 class LossConfig(_Strict):

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from farfield.datasets.dataset import LABEL_SHAPES, Dataset, Sample, load_dataset
-from farfield.training.config import ConfigError, SourceConfig, TrainingConfig
+from farfield.datasets.dataset import IN_FLOAT64, LABEL_SHAPES, Dataset, Sample, load_dataset
+from farfield.training.config import INTERACTION_PARTS, ConfigError, SourceConfig, TrainingConfig
 from farfield.training.losses import used_labels
 from farfield.training.responses import RULES, counts_in
 from farfield.training.sampler import split_indices
@@ -63,9 +63,10 @@ def _with_labels(sample: Sample, names: Sequence[str], epsilon_infinity: float |
         else:
             shape = _SHAPES[name]
             shape = (sample.batch.n_atoms, *shape[1:]) if shape[:1] == (-1,) else (1, *shape)
-            dtype = torch.float64 if name == "energy" else sample.batch.positions.dtype
+            dtype = torch.float64 if name in IN_FLOAT64 else sample.batch.positions.dtype
             labels[name] = torch.full(shape, torch.nan, dtype=dtype)
-    return Sample(sample.batch, labels)
+    compared = any(name in known for name in names if name in INTERACTION_PARTS)
+    return Sample(sample.batch, labels, sample.fragments if compared else None)
 
 
 def is_known(sample: Sample, name: str) -> bool:

@@ -67,7 +67,8 @@ class Errors:
     ----------
     difference
         Energy per atom (eV/atom), shape (systems,), float64; forces (eV/Å), shape (atoms, 3); stress (eV/Å³), shape
-        (systems, 3, 3); total charge (e), shape (systems,); dipole (e·Å), shape (systems, 3); charges (e), shape
+        (systems, 3, 3); interaction energy (eV), shape (systems,), float64, and forces (eV/Å), shape (atoms, 3); total
+        charge (e), shape (systems,); dipole (e·Å), shape (systems, 3); charges (e), shape
         (atoms,); polarizability (Å³), shape (systems, 3, 3); or Born charges (e), shape (atoms, 3, 3). Zero where
         there is no label.
     count
@@ -87,7 +88,8 @@ def errors_of(
 ) -> dict[str, Errors]:
     """Return the differences of a prediction from the labels, by part; the energy is always there.
 
-    ``responses`` has the parts that are no attributes of the prediction (`farfield.training.responses`).
+    ``responses`` has the parts that are no attributes of the prediction (`farfield.training.responses`, and what
+    fragments do to each other).
 
     Labels that are NaN are not known: nothing flows back from there. A prediction that is NaN is no such thing.
     Total energies are compared in float64, before any rounding: they are 10⁵ times what is to be resolved.

@@ -11,7 +11,8 @@ from torch import Tensor
 from farfield.datasets.dataset import Sample
 from farfield.observables.outputs import in_gauge
 from farfield.potentials.augmented import AugmentedPotential
-from farfield.training.config import LossConfig, OptimizerConfig
+from farfield.training.config import INTERACTION_PARTS, LossConfig, OptimizerConfig
+from farfield.training.interactions import interactions_of
 from farfield.training.losses import Errors, ErrorSums, errors_of, loss_of, used_labels, used_responses, weights_at
 from farfield.training.responses import responses_of
 
@@ -51,6 +52,7 @@ class PotentialModule(LightningModule):
         self.optimizer_config = optimizer
         self.parts: Sequence[str] = used_labels(loss.stages)
         self.responses: Sequence[str] = used_responses(loss.stages)
+        self.interacting = bool({*INTERACTION_PARTS} & {*self.parts})
         self.epsilon_infinity = epsilon_infinity
         self.gauge_sign = gauge_sign
         self.weights = weights_at(loss.stages, 0)
@@ -64,13 +66,15 @@ class PotentialModule(LightningModule):
         """Differences of a potential's prediction from the labels."""
         prediction = potential.predict(
             in_gauge(potential, sample.batch, self.gauge_sign),
-            forces="forces" in self.parts,
+            forces="forces" in self.parts or "interaction_forces" in self.parts,
             stress="stress" in self.parts,
             create_graph=create_graph,
         )
-        responses = None
+        responses: dict[str, Tensor] = {}
+        if self.interacting:
+            responses |= interactions_of(potential, sample, prediction, sign=self.gauge_sign, create_graph=create_graph)
         if self.responses and prediction.far is not None:
-            responses = responses_of(
+            responses |= responses_of(
                 potential,
                 sample,
                 prediction.far,

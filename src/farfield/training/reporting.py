@@ -26,6 +26,8 @@ UNITS = {
     "charges": "me",
     "polarizability": "10⁻³ Å³",
     "born_charges": "me",
+    "interaction_energy": "meV",
+    "interaction_forces": "meV/Å",
 }
 
 

@@ -40,6 +40,8 @@ def counts_in(part: str, batch: AtomicBatch, epsilon_infinity: float | None) -> 
 #: Where labels count, for messages.
 RULES = {
     "total_charge": "data.total_charge names the key of the frames' info that gives it",
+    "interaction_energy": "it needs fragments, see farfield.datasets.fragments",
+    "interaction_forces": "they need fragments, see farfield.datasets.fragments",
     "stress": "a stress counts where all three axes are periodic",
     "dipole": "a dipole counts in systems that are open along all axes: in periodic ones it is known up to quanta only",
     "polarizability": "a polarizability counts in systems that are open along all axes",
