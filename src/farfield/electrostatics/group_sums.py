@@ -22,7 +22,8 @@ from farfield.electrostatics.lattice import volume_of
 from farfield.electrostatics.mesh import MeshGeometry, influence
 from farfield.electrostatics.multipoles import Multipoles, traceless
 from farfield.electrostatics.open_charges import open_charge_energy
-from farfield.electrostatics.open_multipoles import OpenPairs, open_energy, open_potential
+from farfield.electrostatics.open_energy import OpenEnergy, open_energy
+from farfield.electrostatics.open_multipoles import OpenPairs, open_potential
 from farfield.electrostatics.open_sum import OpenGeometry
 from farfield.electrostatics.plan import EwaldGroup, MeshGroup, OpenGroup
 from farfield.units import COULOMB_CONSTANT
@@ -129,7 +130,7 @@ class OpenSum:
         whole = self._whole(multipoles)
         q, u, t = whole.charges, whole.dipoles, whole.quadrupoles
         if self._pairs is not None:
-            energy = open_energy(self._pairs, self._positions, q, u, t)
+            energy = open_energy(self._pairs, self._positions, q, u, t).energy
         elif self._order == 0:
             energy = open_charge_energy(self._positions, q, self._group.smearing)
         else:
@@ -137,6 +138,20 @@ class OpenSum:
         if self._self_interaction:
             energy = energy + pair_energies(whole, *self._own(whole)).sum(1, dtype=torch.float64)
         return energy
+
+    @property
+    def finds_answers(self) -> bool:
+        """Whether `one_shot` can be asked: the compiled kernels alone find an answer with what it answers to."""
+        return self._pairs is not None and not self._self_interaction
+
+    def one_shot(
+        self, multipoles: Multipoles, softness: Tensor | None, polarizability: Tensor | None, *, conserve_charge: bool
+    ) -> OpenEnergy:
+        """Energy of each member with what its atoms answer in one shot; where `finds_answers`."""
+        assert self._pairs is not None  # narrows the type
+        q, u, t = multipoles.charges, multipoles.dipoles, multipoles.quadrupoles
+        given = (q, u, t, softness, polarizability)
+        return open_energy(self._pairs, self._positions, *given, conserved=conserve_charge)
 
 
 def positions_and_cells(
