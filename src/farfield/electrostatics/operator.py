@@ -142,8 +142,24 @@ class CoulombOperator:
 
     def potential(self, multipoles: Multipoles) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Apply A: potential (atoms,), its gradient (atoms, 3) and traceless second derivatives (atoms, 3, 3)."""
+        return self._joined(multipoles, [part.potential(_padded(part.padding, multipoles)) for part in self._sums])
+
+    def energy_and_potential(
+        self, multipoles: Multipoles
+    ) -> tuple[Float[Tensor, " systems"], tuple[Tensor, Tensor | None, Tensor | None]]:
+        """Give what `energy` and `potential` do, from one sum over the atoms.
+
+        The energy needs no derivatives of the potential at the atoms, so that ``levels`` may be less than its order.
+        """
+        made = [part.energy_and_potential(_padded(part.padding, multipoles)) for part in self._sums]
+        energies = ((part.padding, energy) for part, (energy, _) in zip(self._sums, made, strict=True))
+        joined = join_systems(self._plan, energies, multipoles.charges.device)
+        return joined, self._joined(multipoles, [potential for _, potential in made])
+
+    def _joined(
+        self, multipoles: Multipoles, parts: Sequence[tuple[Tensor, Tensor | None, Tensor | None]]
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         q = multipoles.charges
-        parts = [part.potential(_padded(part.padding, multipoles)) for part in self._sums]
 
         def collect(index: int, shape: tuple[int, ...]) -> Tensor | None:
             if not parts:

@@ -30,7 +30,6 @@ from farfield.atoms.batch import AtomicBatch
 from farfield.atoms.frames import completed_cells
 from farfield.electrostatics.checks import check_multipole_shapes, check_multipole_values
 from farfield.electrostatics.coulomb import Coulomb
-from farfield.electrostatics.group_sums import pair_energies
 from farfield.electrostatics.multipoles import Multipoles
 from farfield.electrostatics.operator import CoulombOperator, multipole_order
 from farfield.electrostatics.plan import CoulombPlan
@@ -209,8 +208,7 @@ class LinearResponse:
     ) -> tuple[Tensor, Parts, InducedSystem | None, Tensor | None]:
         """Energy of the permanent multipoles, all else but what a field does to them, and how it was found."""
         setting = self._setting(batch, response, operator)
-        potential, gradient, second = operator.potential(multipoles)
-        permanent = batch.sum_over_atoms(pair_energies(multipoles, potential, gradient, second))
+        permanent, (potential, gradient, _) = operator.energy_and_potential(multipoles)
         drive = _drive(setting, potential, gradient, external_field)
         energy, induced, system, residual = self._respond(setting, drive)
         directed = multipole_order(multipoles) > 0 or response.polarizability is not None
@@ -271,7 +269,7 @@ class LinearResponse:
             )
         # Gradients of the field of charges need the reciprocal vectors that induced dipoles need.
         highest = max(order, int(response.polarizability is not None))
-        return self.coulomb.operator(batch, plan, order=highest, levels=highest + 1)
+        return self.coulomb.operator(batch, plan, order=highest, levels=min(highest, 1) + 1)
 
     def _setting(self, batch: AtomicBatch, response: Response, operator: CoulombOperator) -> _Setting:
         susceptibility = Susceptibility(batch, response, self.conserve_charge)
