@@ -53,16 +53,16 @@ _POWER = 1.5
 #: on itself be the largest, and no mean over many positions helps.
 _FEW = 6.0
 
-#: The table is good where charges lead, for atoms as dense as in a liquid. For dipoles or quadrupoles without charges, and
-#: for fewer atoms than this, theory is asked, too.
+#: The table is good where charges lead, for atoms as dense as in a liquid. For dipoles or quadrupoles without charges,
+#: and for fewer atoms than this, theory is asked, too.
 _SPARSE = 32
 
-#: Charges lead where dipoles (e·Å) and quadrupoles (e·Å²) are at most so many times as strong, by their RMS over the atoms:
-#: as in the water of the table.
+#: Charges lead where dipoles (e·Å) and quadrupoles (e·Å²) are at most so many times as strong, by their RMS over the
+#: atoms: as in the water of the table.
 LEADING = (0.6, 0.78)
 
-#: In cells of fewer atoms (Å⁻³) than this they have to lead by the square root more: the pull of an atom on itself is the
-#: same, the forces of the others are smaller.
+#: In cells of fewer atoms (Å⁻³) than this they have to lead by the square root more: the pull of an atom on itself is
+#: the same, the forces of the others are smaller.
 DENSE = 0.1
 
 #: Theory knows the error to a factor of this, by where the atoms happen to stand and how unequal their multipoles are

@@ -1,20 +1,21 @@
-r"""The force error of a particle mesh by theory: what atoms that stand anywhere on it do to each other, and to themselves.
+r"""The force error of a particle mesh by theory: what atoms anywhere on it do to each other, and to themselves.
 
-A wave k of the mesh is also the waves k_m = k + 2πm/h, which splines let through by W_m = W(k_m). Between two atoms with
-independent positions all terms of the force are uncorrelated, so that their squares add up. With the mesh's interaction
-g = v W_0²/(Σ W_m²)², v = 4π e^{−k²/2}/k² (σ = 1, k_e = 1), unit multipoles of order l, turned at random, whose forms have
-the mean square c_l k^{2l}, and N atoms of density ρ,
+A wave k of the mesh is also the waves k_m = k + 2πm/h, which splines let through by W_m = W(k_m). Between two atoms at
+independent places all terms of the force are uncorrelated, so that their squares add up. With v = 4π e^{−k²/2}/k²
+(σ = 1, k_e = 1), the mesh's interaction g = v W_0²/(Σ W_m²)², unit multipoles of order l turned at random, whose forms
+D(k) have the mean square c_l k^{2l}, and atoms of density ρ,
 
-    e² = ρ c_l² ∫ d³k/(2π)³ { k^{4l+2} (g W_0² − v)² + Σ_{(m,m')≠0} g² k_m^{2l+2} W_m² k_m'^{2l} W_m'² + Σ_{m≠0} k_m^{4l+2} v_m² }
+    e² = ρ c_l² ∫ d³k/(2π)³ { k^{4l+2} (g W_0² − v)² + Σ_{(m,m')≠0} g² k_m^{2l+2} W_m² k_m'^{2l} W_m'²
+                              + Σ_{m≠0} k_m^{4l+2} v_m² }
 
-over the waves of the mesh. The same aliases let an atom pull on itself, by where it stands between the points, whatever
-the distance of the others: along each axis, with G = 2π/h and D the form of its multipole,
+over the waves of the mesh. The same aliases let an atom pull on itself, by where it stands between the points and
+however far the others are: along each axis, with G = 2π/h,
 
     s² = 6 G² ⟨( ½ ∫ d³k/(2π)³ g Σ_m D(k_m) D(k_{m+1}) W_m W_{m+1} )²⟩ .
 
-(Hockney and Eastwood, Computer Simulation Using Particles, ch. 8; Cerdà et al., J. Chem. Phys. 129, 234104, for dipoles;
-Ballenegger et al., J. Chem. Theory Comput. 8, 936, for the pull on itself.) Forces themselves follow from density and
-distances (`typical_force`).
+(Hockney and Eastwood, Computer Simulation Using Particles, ch. 8; Cerdà et al., J. Chem. Phys. 129, 234104, for
+dipoles; Ballenegger et al., Comput. Phys. Commun. 182, 1919, for the pull on itself.) Forces themselves follow from
+density and distances (`typical_force`).
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ _PAIRS = (1.0, 10.0, 283.5)
 #: Where Gaussians leave nothing (σk), and points of the quadrature along an axis.
 _HIGHEST, _POINTS = 8.0, 16
 
-#: Neighbours are at least this far apart, in units of (volume per atom)^⅓; and at most so far (σ) in dilute systems, whose
-#: atoms are mostly those of molecules.
+#: Neighbours are at least this far apart, in units of (volume per atom)^⅓; and at most so far (σ) in dilute systems,
+#: whose atoms are mostly those of molecules.
 _APART, _FARTHEST = 0.8, 8.0
 
 
@@ -54,8 +55,13 @@ def _kernel(squared: np.ndarray) -> np.ndarray:
     return 4.0 * math.pi * np.exp(-0.5 * squared) / squared
 
 
-def _cubed(first: np.ndarray, second: np.ndarray, third: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return first[:, None, None], second[None, :, None], third[None, None, :]
+def _summed(first: np.ndarray, second: np.ndarray, third: np.ndarray) -> np.ndarray:
+    """Sum of what belongs to three axes, at all points."""
+    return first[:, None, None] + second[None, :, None] + third[None, None, :]
+
+
+def _multiplied(first: np.ndarray, second: np.ndarray, third: np.ndarray) -> np.ndarray:
+    return first[:, None, None] * second[None, :, None] * third[None, None, :]
 
 
 @functools.lru_cache(maxsize=1024)
@@ -83,14 +89,14 @@ def force_error(degree: int, order: int, spacing: float) -> tuple[float, float]:
     splines = np.sinc(waves * (spacing / (2.0 * math.pi))) ** (2 * order)
     # Logarithms, for what the mesh errs by must not drown in the rounding of what it gets right.
     share = np.log1p((splines[1:] / splines[0]).sum(0))
-    share = sum(_cubed(share, share, share))
-    own = math.prod(_cubed(splines[0], splines[0], splines[0]))
-    squared = sum(_cubed(axis**2, axis**2, axis**2))
+    share = _summed(share, share, share)
+    own = _multiplied(splines[0], splines[0], splines[0])
+    squared = _summed(axis**2, axis**2, axis**2)
     interaction = _kernel(squared) * np.exp(-2.0 * share) / own
     pulled = pulling = beyond = np.zeros_like(squared)
     for images in itertools.islice(itertools.product(range(3), repeat=3), 1, None):
-        through = math.prod(_cubed(*(splines[image] for image in images)))
-        theirs = sum(_cubed(*(waves[image] ** 2 for image in images)))
+        through = _multiplied(*(splines[image] for image in images))
+        theirs = _summed(*(waves[image] ** 2 for image in images))
         pulled = pulled + theirs ** (degree + 1) * through
         pulling = pulling + theirs**degree * through
         beyond = beyond + theirs ** (2 * degree + 1) * _kernel(theirs) ** 2
@@ -106,12 +112,11 @@ def _pull_on_itself(degree: int, order: int, axis: np.ndarray, weights: np.ndarr
     """s², from the positive waves of a mesh along an axis, and g W_0² of all times the weights of the quadrature."""
     size = 2 * degree + 1
     form = np.zeros((size, size))
-    _, y, z = np.broadcast_arrays(*_cubed(axis, axis, axis))
     for sign, image in itertools.product((-1.0, 1.0), (-2, -1, 0, 1)):
         left, right = (sign * axis + step * reciprocal for step in (image, image + 1))
         # W of an alias over W_0: sin(πkh) is the same but for its sign
         through = (-1.0) ** order * (axis**2 / (left * right)) ** order
-        forms = [_form(degree, np.broadcast_to(x[:, None, None], y.shape), y, z) for x in (left, right)]
+        forms = [_form(degree, *np.meshgrid(x, axis, axis, indexing="ij")) for x in (left, right)]
         weighted = 0.25 * weights * through[:, None, None]
         for (row, one), (column, other) in itertools.product(enumerate(forms[0]), enumerate(forms[1])):
             # All others are odd in y or z.

@@ -351,9 +351,7 @@ def _mesh_of(
     return mesh_size(accuracy, degree, smearing, atoms, lengths, float(sizes.volumes[index]), charged)
 
 
-def _cheapest(
-    sizes: _Reciprocal, index: int, atoms: int, mesh_of: Callable[[int], MeshSize], order: int
-) -> str:
+def _cheapest(sizes: _Reciprocal, index: int, atoms: int, mesh_of: Callable[[int], MeshSize], order: int) -> str:
     """Name of the sum that takes the least time for multipoles of a system up to an order."""
     # Too small for the compiled kernels of the mesh; open systems of that size have been taken by the open sum.
     if atoms < LEAST_COMPILED:
