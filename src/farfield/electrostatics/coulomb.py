@@ -88,7 +88,8 @@ class Coulomb(Solver):
         Width σ of the Gaussians (Å): a number, or one per system, shape (systems,). No gradient in it.
     accuracy
         Relative RMS error of the forces that the reciprocal sum may have; the cutoff in k or the mesh and its splines
-        follow from it, from σ and from the highest multipoles given. Open systems are summed exactly.
+        follow from it, from σ and from the highest multipoles given; the mesh also from whether charges lead among
+        them (see `prepare`). Open systems are summed exactly.
     background
         What neutralizes a charged cell that is periodic along all axes: ``"gaussian"`` leaves out k = 0, a uniform
         background as the Gaussians see it; ``"point"`` adds −π k_e σ² Q²/V, which makes the energy comparable with
