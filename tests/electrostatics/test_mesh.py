@@ -331,7 +331,7 @@ def test_closer_accuracy_needs_a_finer_mesh():
         assert spacings == sorted(spacings, reverse=True)
         assert len(set(spacings)) == 5
     assert mesh_spacing(1e-4, 0, 6, 1.0) > mesh_spacing(1e-4, 1, 6, 1.0) > mesh_spacing(1e-4, 2, 6, 1.0)
-    fine, coarse = (mesh_size(accuracy, 0, 1.0, 10_000, (46.0, 46.0, 46.0)) for accuracy in (1e-5, 1e-3))
+    fine, coarse = (mesh_size(accuracy, 0, 1.0, 10_000, (46.0, 46.0, 46.0), 46.0**3) for accuracy in (1e-5, 1e-3))
     assert fine.cost > coarse.cost
 
 

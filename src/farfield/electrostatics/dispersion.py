@@ -113,7 +113,7 @@ class Dispersion(Solver):
     ) -> None:
         super().__init__(smearing, accuracy=accuracy, method=method, process_group=process_group)
 
-    def _make_plan(self, batch: AtomicBatch, smearing: np.ndarray, order: int) -> CoulombPlan:
+    def _make_plan(self, batch: AtomicBatch, smearing: np.ndarray, order: int, charged: np.ndarray) -> CoulombPlan:
         gap = _GAP * self.accuracy**-0.25 * max(1.0, float(smearing.max(initial=0.0)))
         return make_plan(batch, smearing, self.accuracy / _RATIO, self.method, gap=gap, ranks=self.process_group)
 

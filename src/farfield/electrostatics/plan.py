@@ -8,7 +8,9 @@ of what its systems need.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -247,6 +249,7 @@ class _Reciprocal:
     truncation: Truncation | None
     basis: np.ndarray
     lengths: np.ndarray
+    volumes: np.ndarray
     cutoffs: Tensor
     ranges: np.ndarray
 
@@ -258,6 +261,7 @@ def make_plan(
     method: str = "auto",
     gap: float | None = None,
     order: int = 0,
+    charged: np.ndarray | None = None,
     ranks: dist.ProcessGroup | None = None,
 ) -> CoulombPlan:
     """Group the systems of a checked batch and size their sums.
@@ -276,12 +280,15 @@ def make_plan(
         Room (Å) to the images along open directions, for an interaction so short that no truncated kernel is needed.
     order
         Highest multipoles for which ``"auto"`` takes the fastest sum.
+    charged
+        Whether charges lead in each system, shape (systems,), see `Coulomb.prepare`; None: in all.
     ranks
         The process group whose ranks hold the atoms. All of them come to the same groups and sizes.
     """
     device = batch.positions.device
     census = take_census(batch, ranks)
     counts = census.total
+    charged = np.full(len(counts), True) if charged is None else charged
     pbc = batch.pbc.cpu().numpy()
     dimensions = pbc.sum(1)
 
@@ -300,14 +307,14 @@ def make_plan(
         by_ewald = []
         for index, system in enumerate(alike.tolist()):
             atoms, sigma = int(counts[system]), float(smearing[system])
-            choice = method if method != "auto" else _cheapest(sizes, index, atoms, sigma, accuracy, order)
+            mesh_of = functools.partial(_mesh_of, sizes, index, accuracy, sigma, atoms, bool(charged[system]))
+            choice = method if method != "auto" else _cheapest(sizes, index, atoms, mesh_of, order)
             if choice == "open":
                 opened.append(system)
             elif choice == "ewald":
                 by_ewald.append(index)
             else:
-                lengths = tuple(sizes.lengths[index].tolist())
-                meshes = [mesh_size(accuracy, degree, sigma, atoms, lengths) for degree in range(3)]
+                meshes = [mesh_of(degree) for degree in range(3)]
                 meshed.append(_mesh_group(sizes, index, meshes, make_padding([system], census, device), smearing))
         groups.extend(_ewald_groups(sizes, by_ewald, census, smearing, device))
 
@@ -336,13 +343,20 @@ def make_plan(
     )
 
 
-def _cheapest(sizes: _Reciprocal, index: int, atoms: int, smearing: float, accuracy: float, order: int) -> str:
+def _mesh_of(
+    sizes: _Reciprocal, index: int, accuracy: float, smearing: float, atoms: int, charged: bool, degree: int
+) -> MeshSize:
+    """Mesh of a system for multipoles up to a degree."""
+    lengths = tuple(sizes.lengths[index].tolist())
+    return mesh_size(accuracy, degree, smearing, atoms, lengths, float(sizes.volumes[index]), charged)
+
+
+def _cheapest(sizes: _Reciprocal, index: int, atoms: int, mesh_of: Callable[[int], MeshSize], order: int) -> str:
     """Name of the sum that takes the least time for multipoles of a system up to an order."""
     # Too small for the compiled kernels of the mesh; open systems of that size have been taken by the open sum.
     if atoms < LEAST_COMPILED:
         return "ewald"
-    mesh = mesh_size(accuracy, order, smearing, atoms, tuple(sizes.lengths[index].tolist()))
-    costs = {"mesh": mesh.cost, "ewald": ewald_cost(atoms, tuple(sizes.ranges[order, index].tolist()), order)}
+    costs = {"mesh": mesh_of(order).cost, "ewald": ewald_cost(atoms, tuple(sizes.ranges[order, index].tolist()), order)}
     if sizes.truncation is not None and sizes.truncation.periodic == 0:
         costs["open"] = open_cost(atoms, order)
     return min(costs, key=lambda name: costs[name])
@@ -399,7 +413,9 @@ def _reciprocal_sizes(
     ends = short_cell(cutoffs, cells, torch.from_numpy(sigma), _short_vectors(cells, sigma))
     # An index h of k obeys |h| = |k·a|/2π ≤ |k||a|/2π.
     ranges = np.floor(ends.numpy()[..., None] * (lengths / sigma[:, None] / (2.0 * math.pi))).astype(int)
-    return _Reciprocal(systems, cells, truncation, basis, lengths, cutoffs, ranges)
+    # Half of what a cell is padded to along open directions is empty, and more.
+    volumes = np.abs(np.linalg.det(cells.numpy())) * 0.5 ** (3 - dimension)
+    return _Reciprocal(systems, cells, truncation, basis, lengths, volumes, cutoffs, ranges)
 
 
 def _short_vectors(cells: Tensor, smearing: np.ndarray) -> Tensor | None:
