@@ -317,7 +317,9 @@ def test_large_systems_take_the_mesh_and_small_ones_do_not():
 
 def test_the_choice_depends_on_the_multipoles(monkeypatch):
     """Where pairs of charges cost nothing and pairs of quadrupoles very much, only these go on the mesh."""
-    monkeypatch.setattr("farfield.electrostatics.plan.open_cost", lambda atoms, degree: 1e15 if degree == 2 else 0.0)
+    monkeypatch.setattr(
+        "farfield.electrostatics.planning.open_cost", lambda atoms, degree: 1e15 if degree == 2 else 0.0
+    )
     batch = water(6, CLUSTER)[0]
     groups = [Coulomb().prepare(batch, order).groups for order in (0, 2)]
     assert [type(group).__name__ for (group,) in groups] == ["OpenGroup", "MeshGroup"]

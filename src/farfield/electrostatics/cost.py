@@ -66,7 +66,7 @@ LEADING = (0.6, 0.78)
 DENSE = 0.1
 
 #: Theory knows the error to a factor of this, by where the atoms happen to stand and how unequal their multipoles are
-#: (measured: 1.7 at most, from 3 to 81 atoms, σ = 0.5 … 2 Å).
+#: (seen: 1.7 at most, for 3 to 81 atoms and σ of 0.5 to 2 Å; see also tests/electrostatics/test_mesh_error.py).
 _SPREAD = 2.0
 
 #: Opposite charges stand together, and their forces are less by this factor than those of charges at random.

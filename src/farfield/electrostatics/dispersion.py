@@ -30,7 +30,8 @@ from farfield.electrostatics.ewald import EwaldGeometry
 from farfield.electrostatics.group_sums import mesh_kernel, positions_and_cells
 from farfield.electrostatics.mesh import MeshGeometry
 from farfield.electrostatics.operator import join_atoms, join_systems
-from farfield.electrostatics.plan import CoulombPlan, EwaldGroup, MeshGroup, OpenGroup, make_plan
+from farfield.electrostatics.plan import CoulombPlan, EwaldGroup, MeshGroup, OpenGroup
+from farfield.electrostatics.planning import make_plan
 from farfield.electrostatics.solver import Solver
 
 #: Measured ratio of the relative RMS force error to that of charges in the same sum, with a margin: 4.1 at most, for

@@ -17,7 +17,8 @@ from torch import Tensor
 from farfield.atoms.batch import AtomicBatch
 from farfield.electrostatics.checks import check_batch_shapes, check_batch_values, check_order, check_positions
 from farfield.electrostatics.distributed import check_process_group, check_same, everywhere, ranks_of, together
-from farfield.electrostatics.plan import CoulombPlan, Seen, make_plan
+from farfield.electrostatics.plan import CoulombPlan, Seen
+from farfield.electrostatics.planning import make_plan
 
 _METHODS = ("auto", "open", "ewald", "mesh")
 
