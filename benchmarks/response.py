@@ -6,8 +6,8 @@
 Cases: 32 open molecules of 40 atoms, and one box of water on the mesh. Models: charges; charges with induced charges
 and dipoles; charges, dipoles and quadrupoles; all of these, in one shot and self-consistently. Each model's calls
 alternate with those of the others, so that all see the same machine. Medians in ms, and as a multiple of charges alone;
-float32 with ``--float32``. ``--processor`` takes the time of the processor instead, of all threads together: for machines
-that are busy with other work.
+float32 with ``--float32``. ``--processor`` takes the time of the processor instead, of all threads together: for
+machines that are busy with other work.
 """
 
 from __future__ import annotations
