@@ -44,8 +44,8 @@ class ModelCard:
         High-frequency dielectric constant of the bulk: physical multipoles of periodic systems are √ε∞ times the latent
         ones. None: unknown; multipoles of periodic systems are then reported latent. Open systems need none.
     total_charge
-        Total charge (e) that all systems of its training had: taken for structures that give none where the model
-        needs it. None: they differed, or it was not known.
+        Total charge (e) that all systems of its training with an energy had: taken for structures that give none where
+        the model needs it. None: they differed, or it was not known.
     reference_energies
         Energy of each element (eV) that the model adds, by atomic number. Taken from the potential.
     metrics

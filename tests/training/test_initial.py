@@ -94,13 +94,16 @@ def test_a_loss_on_the_total_charge_starts_balanced(tmp_path: Path) -> None:
     frames = clusters(6)
     for atoms in frames:
         atoms.info["total_charge"] = 0
-    write(tmp_path / "neutral.extxyz", frames)
+    ion = frames[0].copy()
+    ion.info["total_charge"] = 1
+    write(tmp_path / "neutral.extxyz", [*frames, ion])  # without energy and forces
     config = small_config(tmp_path / "neutral.extxyz", tmp_path, epochs=1)
     config["data"]["total_charge"] = "total_charge"
     config["model"]["long_range"] |= {"total_charge": "constraint"}
     first = train(config, quiet=True).model
     assert first is not None
     model = Model.from_file(first)
+    assert model.card.total_charge == 0.0  # that of the systems whose energies are known
     model.potential.long_range.charges.move(0.3)
     model.save(tmp_path / "moved.ff")
     config |= {"initial": str(tmp_path / "moved.ff"), "loss": {"stages": [{"total_charge": 1}]}}
@@ -108,7 +111,7 @@ def test_a_loss_on_the_total_charge_starts_balanced(tmp_path: Path) -> None:
     batch = collate(list(trainer.data.train)).batch
     with torch.no_grad():
         before, now = model.potential(batch), trainer.potential(batch)
-    assert float(before.far.excess.min()) > 0.2 * int(batch.counts.min())
+    assert float((before.far.excess * batch.counts).sum()) > 1.0
     assert abs(float((now.far.excess * batch.counts).sum())) < 1e-3
     torch.testing.assert_close(now.multipoles.charges, before.multipoles.charges, rtol=0, atol=1e-5)
 

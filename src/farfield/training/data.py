@@ -40,7 +40,7 @@ class TrainingData:
         lines = []
         for part, dataset in self.parts().items():
             for name in dataset.labels:
-                lacking = sum(not _is_known(sample, name) for sample in dataset)
+                lacking = sum(not is_known(sample, name) for sample in dataset)
                 if lacking:
                     rule = f" ({RULES[name]})" if name in RULES and name != "stress" else ""
                     lines.append(
@@ -65,7 +65,8 @@ def _with_labels(sample: Sample, names: Sequence[str], epsilon_infinity: float |
     return Sample(sample.batch, labels)
 
 
-def _is_known(sample: Sample, name: str) -> bool:
+def is_known(sample: Sample, name: str) -> bool:
+    """Whether a sample has a label, and all of it."""
     return not bool(torch.isnan(sample.labels[name]).any())
 
 
@@ -113,7 +114,7 @@ def load_training_data(config: TrainingConfig) -> TrainingData:
             name: part == "train" or any(counts_in(name, sample.batch, epsilon) for sample in dataset)
             for name in wanted
         }
-        lacking = [name for name in wanted if able[name] and not any(_is_known(sample, name) for sample in complete)]
+        lacking = [name for name in wanted if able[name] and not any(is_known(sample, name) for sample in complete)]
         if lacking:
             found = sorted({name for sample in dataset for name in sample.labels})
             rules = "; ".join(RULES[name] for name in lacking if name in RULES)
@@ -131,7 +132,7 @@ def load_training_data(config: TrainingConfig) -> TrainingData:
     assert train is not None  # noqa: S101 - the configuration refuses an empty list
     if config.data.split is not None:
         # Frames without an energy, there for their total charges perhaps, validate little: all of them are trained on.
-        able = [index for index, sample in enumerate(train) if _is_known(sample, "energy")]
+        able = [index for index, sample in enumerate(train) if is_known(sample, "energy")]
         chosen = {able[index] for index in split_indices(len(able), config.data.split)[1]}
         train, validation = (
             train.subset([index for index in range(len(train)) if index not in chosen]),

@@ -16,7 +16,7 @@ from farfield.gauge import find_gauge
 from farfield.model import Model
 from farfield.potentials.augmented import AugmentedPotential
 from farfield.training.config import SourceConfig, TrainingConfig
-from farfield.training.data import TrainingData
+from farfield.training.data import TrainingData, is_known
 from farfield.training.initial import describe
 from farfield.training.losses import used_responses
 from farfield.training.reporting import UNITS
@@ -98,7 +98,7 @@ def make_card(
         gauge_sign=sign,
         gauge=gauge,
         epsilon_infinity=config.model.epsilon_infinity,
-        total_charge=common_charge(sample.batch for sample in data.train),
+        total_charge=common_charge(sample.batch for sample in data.train if is_known(sample, "energy")),
         metrics=with_units,
         command=f"farfield train {config.name}.yaml",
         date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
