@@ -36,8 +36,9 @@ _PAIRS = (1.0, 10.0, 283.5)
 _HIGHEST, _POINTS = 8.0, 16
 
 #: Neighbours are at least this far apart, in units of (volume per atom)^⅓; and at most so far (σ) in dilute systems,
-#: whose atoms are mostly those of molecules.
-_APART, _FARTHEST = 0.8, 8.0
+#: whose atoms are mostly those of molecules: to resolve what single multipoles far apart do to each other, meshes would
+#: take gigabytes.
+_APART, _FARTHEST = 0.8, 3.0
 
 
 def _form(degree: int, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> list[np.ndarray]:
