@@ -10,23 +10,30 @@ Gaussian charges (σ = 1 Å, reciprocal part alone) at the coarsest setting whos
 accuracy (above 3000 atoms the search starts at what a small box needs); the error is against Ewald at 10⁻⁸ for up to
 3000 atoms and otherwise against a mesh at 10⁻⁷, in float64.
 ``plain`` is the published way to sum (benchmarks/plain_baseline.py). ``floor`` is one pair of real Fourier transforms
-of farfield's mesh and one pass over the stencils of the atoms. Solvers that are not installed are reported. Each case
-runs in a process of its own, so that peak memory is its own: of the process, or, with ``--device cuda``, what torch
-allocates on the device.
+of farfield's mesh and one pass over the stencils of the atoms. Each case runs in a process of its own, so that peak
+memory is its own: of the process, or, with ``--device cuda``, what torch allocates on the device. What cannot run, as
+it is not installed or needs more memory than there is, and what fails, is reported in place of its line and in the
+figure.
+
+The list of all lines goes to the file after --json, and a figure beside it, of the same name with .png, or to the file
+after --figure.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import importlib.util
 import json
 import math
 import multiprocessing
+import os
 import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +58,14 @@ MULTIPOLES = ("q", "qu", "quQ")
 #: Boxes up to this size have errors against Ewald, and each setting of a peer is tried.
 SMALL = 3000
 
-#: The plain sum keeps tables of atoms × waves: beyond this it would need too much memory.
-PLAIN_LIMIT = 3000
+#: Atoms of water (Å⁻³).
+DENSITY = 3.0 / 29.92
+
+#: The plain sum keeps tables of atoms × waves: so many for each quantity (from its peak of memory at 2000 atoms), of
+#: the waves inside this cutoff (Å⁻¹, that of an accuracy of 3·10⁻⁴), in this share of the memory at most.
+PLAIN_TABLES = {"forces": 6, "training": 10}
+PLAIN_CUTOFF = 4.25
+PLAIN_SHARE = 0.7
 
 
 def make_system(atoms: int, order: int) -> tuple[AtomicBatch, Multipoles]:
@@ -347,16 +360,49 @@ def line(row: dict[str, Any]) -> str:
     )
 
 
-def missing(solver: str) -> str | None:
-    """Why a solver cannot run here."""
+def plain_memory(atoms: int, quantity: str, dtype: str) -> float:
+    """Memory (GB) that the plain sum takes for water of so many atoms."""
+    waves = atoms / DENSITY * PLAIN_CUTOFF**3 / (12.0 * math.pi**2)
+    return PLAIN_TABLES[quantity] * atoms * waves * getattr(torch, dtype).itemsize / 1e9
+
+
+def missing(solver: str, atoms: int, quantity: str, options: argparse.Namespace) -> str | None:
+    """Why a case cannot run here."""
     package = {"torch-pme": "torchpme", "nvalchemi": "nvalchemiops"}.get(solver)
     if package is not None and importlib.util.find_spec(package) is None:
         return f"{package} is not installed: make peers"
+    if solver == "torch-pme" and options.multipoles != "q":
+        return "charges only"
+    if solver == "ewald" and atoms > SMALL:
+        return f"left out above {SMALL} atoms: its time grows as N²"
+    if solver == "plain":
+        needed, there = plain_memory(atoms, quantity, options.dtype), memory_of(options.device)
+        if needed > PLAIN_SHARE * there:
+            return f"would need {needed:.0f} GB for its tables of atoms × waves; there are {there:.0f} GB"
     return None
 
 
-def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw time against size, one panel for each quantity."""
+def memory_of(device: str) -> float:
+    """Memory (GB) of this machine, or of its GPU."""
+    if device == "cuda":
+        return torch.cuda.get_device_properties(0).total_memory / 1e9
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+
+
+def run_apart(case: dict[str, Any]) -> dict[str, Any] | str:
+    """Outcome of `measure` in a process of its own, or why there is none: the others' results must not be lost."""
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            return pool.submit(measure, case).result()
+        except BrokenProcessPool:
+            return "failed: its process was killed, as happens when memory runs out"
+        except Exception as error:
+            return f"failed: {error!r}"[:120]
+
+
+def draw(rows: list[dict[str, Any]], lost: list[str], path: Path) -> None:
+    """Draw time against size, one panel for each quantity, and name what is ``lost``."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -377,8 +423,10 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axis.set(xlabel="atoms", ylabel="time (s)", title=quantity)
         axis.grid(alpha=0.3)
         axis.legend(frameon=False)
+    if lost:
+        figure.text(0.01, -0.01, "not measured:\n" + "\n".join(lost), va="top", fontsize=7)
     figure.tight_layout()
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
 
 
 def main() -> None:
@@ -393,8 +441,8 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--largest-checked", type=int, default=150_000, help="measure the force error up to this size")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--figure", type=Path)
+    parser.add_argument("--json", type=Path, help="write the list here")
+    parser.add_argument("--figure", type=Path, help="draw the figure here; beside the list if not given")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no GPU here; it runs on the CPU with --device cpu")
@@ -402,33 +450,25 @@ def main() -> None:
     unknown = sorted(set(solvers) - set(SOLVERS))
     if unknown:
         parser.error(f"unknown solvers {unknown}: choose among {', '.join(SOLVERS)}")
-    rows = []
-    context = multiprocessing.get_context("spawn")
+    rows, lost = [], []
     print(heading())
     for atoms in map(int, options.sizes.split(",")):
         for quantity in options.quantity.split(","):
             for solver in solvers:
-                reason = missing(solver)
-                if solver in ("plain", "ewald") and atoms > PLAIN_LIMIT:
-                    reason = f"left out above {PLAIN_LIMIT} atoms: its time grows as N²"
-                if solver == "torch-pme" and options.multipoles != "q":
-                    reason = "charges only"
-                if reason is not None:
-                    print(f"{solver:10s} {atoms:8d} {quantity:9s} {reason}", flush=True)
-                    continue
-                case = {**vars(options), "atoms": atoms, "quantity": quantity, "solver": solver}
-                with context.Pool(1) as pool:
-                    try:
-                        row = pool.apply(measure, (case,))
-                    except Exception as error:  # a peer that fails must not cost the others' results
-                        print(f"{solver:10s} {atoms:8d} {quantity:9s} failed: {error!r}"[:150], flush=True)
-                        continue
-                rows.append(row)
-                print(line(row), flush=True)
+                outcome: dict[str, Any] | str | None = missing(solver, atoms, quantity, options)
+                if outcome is None:
+                    outcome = run_apart({**vars(options), "atoms": atoms, "quantity": quantity, "solver": solver})
+                if isinstance(outcome, str):
+                    lost.append(f"{solver}, {atoms} atoms, {quantity}: {outcome}")
+                    print(f"{solver:10s} {atoms:8d} {quantity:9s} {outcome}", flush=True)
+                else:
+                    rows.append(outcome)
+                    print(line(outcome), flush=True)
     if options.json is not None:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
+        options.figure = options.figure or options.json.with_suffix(".png")
     if options.figure is not None and rows:
-        draw(rows, options.figure)
+        draw(rows, lost, options.figure)
 
 
 if __name__ == "__main__":

@@ -317,7 +317,9 @@ def test_large_systems_take_the_mesh_and_small_ones_do_not():
 
 def test_the_choice_depends_on_the_multipoles(monkeypatch):
     """Where pairs of charges cost nothing and pairs of quadrupoles very much, only these go on the mesh."""
-    monkeypatch.setattr("farfield.electrostatics.plan.open_cost", lambda atoms, degree: 1e15 if degree == 2 else 0.0)
+    monkeypatch.setattr(
+        "farfield.electrostatics.planning.open_cost", lambda atoms, degree: 1e15 if degree == 2 else 0.0
+    )
     batch = water(6, CLUSTER)[0]
     groups = [Coulomb().prepare(batch, order).groups for order in (0, 2)]
     assert [type(group).__name__ for (group,) in groups] == ["OpenGroup", "MeshGroup"]
@@ -331,7 +333,7 @@ def test_closer_accuracy_needs_a_finer_mesh():
         assert spacings == sorted(spacings, reverse=True)
         assert len(set(spacings)) == 5
     assert mesh_spacing(1e-4, 0, 6, 1.0) > mesh_spacing(1e-4, 1, 6, 1.0) > mesh_spacing(1e-4, 2, 6, 1.0)
-    fine, coarse = (mesh_size(accuracy, 0, 1.0, 10_000, (46.0, 46.0, 46.0)) for accuracy in (1e-5, 1e-3))
+    fine, coarse = (mesh_size(accuracy, 0, 1.0, 10_000, (46.0, 46.0, 46.0), 46.0**3) for accuracy in (1e-5, 1e-3))
     assert fine.cost > coarse.cost
 
 

@@ -13,7 +13,8 @@ from farfield.electrostatics.compiled import kernels_for
 from farfield.electrostatics.coulomb import Coulomb
 from farfield.electrostatics.kernels import gaussian_kernels
 from farfield.electrostatics.multipoles import Multipoles
-from farfield.electrostatics.open_multipoles import OpenPairs, open_energy, open_potential
+from farfield.electrostatics.open_energy import open_energy
+from farfield.electrostatics.open_multipoles import OpenPairs, open_potential
 from farfield.electrostatics.open_sum import OpenGeometry
 from farfield.electrostatics.padding import make_padding, take_census
 from farfield.electrostatics.response import LinearResponse
@@ -89,7 +90,7 @@ def test_energy_is_half_the_potential_and_twice_differentiable(order, systems, c
     leaves = [part.clone().requires_grad_() for part in (batch.positions, *parts(multipoles)[: order + 1])]
 
     def energy(positions, *given):
-        return open_energy(pairs, *map(padding.gather, (positions, *given)), *[None] * (2 - order))
+        return open_energy(pairs, *map(padding.gather, (positions, *given)), *[None] * (2 - order)).energy
 
     def slopes(*given):
         return torch.autograd.grad(energy(*given).square().sum(), given, create_graph=True)
@@ -104,6 +105,85 @@ def test_energy_is_half_the_potential_and_twice_differentiable(order, systems, c
     assert torch.autograd.gradgradcheck(energy, leaves, fast_mode=True)
     # Third derivatives by the plain sum, whose table of kernels grows, and rounds anew, when higher ones are asked for.
     assert torch.autograd.gradgradcheck(slopes, leaves, fast_mode=True, nondet_tol=1e-9)
+
+
+#: Order of the permanent multipoles, whether charges are induced, numbers of α per atom, whether charge is conserved.
+ANSWERS = [(0, True, 0, True), (0, False, 1, True), (1, True, 1, False), (2, True, 9, True), (2, True, 9, False)]
+
+
+def answering(order, softness, polar, batch, multipoles):
+    """Leaves r, m, κ, α of a batch, and the κ and α among given ones."""
+    generator = torch.Generator().manual_seed(3)
+    atoms = batch.n_atoms
+    given = [batch.positions, *parts(multipoles)[: order + 1]]
+    if softness:
+        given.append(0.04 * torch.rand(atoms, generator=generator, dtype=torch.float64))
+    if polar:
+        root = 0.15 * torch.randn(atoms, 3, 3, generator=generator, dtype=torch.float64)
+        given.append((root @ root.mT) if polar == 9 else root.square().mean((1, 2)))
+
+    def split(leaves):
+        answers = list(leaves[order + 2 :])
+        return answers.pop(0) if softness else None, answers.pop(0) if polar else None
+
+    return [part.clone().requires_grad_() for part in given], split
+
+
+@pytest.mark.parametrize(("order", "softness", "polar", "conserved"), ANSWERS)
+def test_energy_with_response_and_its_derivatives(order, softness, polar, conserved, systems):
+    """Three times, by finite differences; third derivatives are made by the plain sum."""
+    batch, multipoles = systems
+    padding, pairs = pairs_of(batch)
+    leaves, split = answering(order, softness, polar, batch, multipoles)
+
+    def energy(*given):
+        blocks = [padding.gather(part) for part in given]
+        found = open_energy(pairs, *blocks[: order + 2], *[None] * (2 - order), *split(blocks), conserved=conserved)
+        return found.energy
+
+    def slopes(*given):
+        return torch.autograd.grad(energy(*given).square().sum(), given, create_graph=True)
+
+    assert torch.autograd.gradcheck(energy, leaves, fast_mode=True)
+    assert torch.autograd.gradgradcheck(energy, leaves, fast_mode=True)
+    assert torch.autograd.gradgradcheck(slopes, leaves, fast_mode=True, nondet_tol=1e-9)
+
+
+@pytest.mark.parametrize(("order", "softness", "polar", "conserved"), ANSWERS)
+def test_response_found_with_the_energy_is_that_of_the_potential(
+    order, softness, polar, conserved, systems, close, monkeypatch
+):
+    """Energies, what they are made of, and the gradients of a loss on energy and slopes; with the kernels and without.
+
+    Some atoms answer to nothing.
+    """
+    batch, multipoles = systems
+    leaves, split = answering(order, softness, polar, batch, multipoles)
+    with torch.no_grad():
+        for part in split(leaves):
+            if part is not None:
+                part[:3] = 0.0
+    coulomb, weights = Coulomb(SMEARING), torch.tensor([1.0, -0.5, 2.0], dtype=torch.float64)
+    found = []
+    for least in (0, 1 << 40):
+        monkeypatch.setattr(open_multipoles, "LEAST_PAIRS", least)
+        given = list(leaves)
+        if order == 2:
+            given[3] = traceless(given[3])
+        linear = LinearResponse(coulomb, conserve_charge=conserved)
+        result = linear(batch.replace(positions=given[0]), Multipoles(*given[1 : order + 2]), Response(*split(given)))
+        first = torch.autograd.grad((weights * result.energy).sum(), leaves, create_graph=True)
+        loss = result.energy.square().sum() + sum((slope - 1.0).square().sum() for slope in first)
+        second = torch.autograd.grad(loss, leaves)
+        bare = result.detached()
+        seen = [(one.permanent_energy, one.response_energy, one.potential, one.field, one.charge_energy,
+                 one.dipole_energy, one.induced.charges, one.induced.dipoles) for one in (result, bare)]  # fmt: skip
+        assert not any(part.requires_grad for part in seen[1] if part is not None)
+        found.append([result.energy, *first, *second, *seen[0], *seen[1]])
+    for mine, theirs in zip(*found, strict=True):
+        assert (mine is None) == (theirs is None)
+        if mine is not None:
+            close(mine, theirs)
 
 
 def test_multipoles_that_depend_on_positions_have_third_derivatives(systems, close):

@@ -39,7 +39,8 @@ def test_every_system_agrees(oracle, method):
     for system in systems:
         batch, multipoles = _setup(system)
         reference = system["reference"]
-        coulomb = Coulomb(system["smearing"], accuracy=1e-8, method=method)
+        # a mesh for 10⁻⁸ of quadrupoles in vacuum would take gigabytes
+        coulomb = Coulomb(system["smearing"], accuracy=1e-7 if method == "mesh" else 1e-8, method=method)
         result = coulomb(batch, multipoles)
         _close(result.energy[0], reference["energy"])
         _close(result.atom_energies.sum(), reference["energy"])

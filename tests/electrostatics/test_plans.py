@@ -19,9 +19,9 @@ def counted(monkeypatch):
     coulomb, made = Coulomb(), []
     prepare = coulomb.prepare
 
-    def count(batch, order=0):
+    def count(batch, *options):
         made.append(batch)
-        return prepare(batch, order)
+        return prepare(batch, *options)
 
     monkeypatch.setattr(coulomb, "prepare", count)
     return coulomb, made

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from farfield.electrostatics.mesh import good_size
+from farfield.electrostatics.mesh_error import force_error, typical_force
 
 #: Spacings h/σ of `_ERRORS`.
 _SPACINGS = (1.0, 0.8, 2.0 / 3.0, 4.0 / 7.0, 0.5, 0.4, 1.0 / 3.0, 0.25)
@@ -51,6 +53,25 @@ _POWER = 1.5
 #: on itself be the largest, and no mean over many positions helps.
 _FEW = 6.0
 
+#: The table is good where charges lead, for atoms as dense as in a liquid. For dipoles or quadrupoles without charges,
+#: and for fewer atoms than this, theory is asked, too.
+_SPARSE = 32
+
+#: Charges lead where dipoles (e·Å) and quadrupoles (e·Å²) are at most so many times as strong, by their RMS over the
+#: atoms: as in the water of the table.
+LEADING = (0.6, 0.78)
+
+#: In cells of fewer atoms (Å⁻³) than this they have to lead by the square root more: the pull of an atom on itself is
+#: the same, the forces of the others are smaller.
+DENSE = 0.1
+
+#: Theory knows the error to a factor of this, by where the atoms happen to stand and how unequal their multipoles are
+#: (seen: 1.7 at most, for 3 to 81 atoms and σ of 0.5 to 2 Å; see also tests/electrostatics/test_mesh_error.py).
+_SPREAD = 2.0
+
+#: Opposite charges stand together, and their forces are less by this factor than those of charges at random.
+_SCREENING = 5.0
+
 #: In a cell shorter than this many σ all waves are shorter than most of those the table is made of; the spacing shrinks
 #: with the cell.
 _SHORT = 4.2
@@ -77,9 +98,23 @@ class MeshSize:
     cost: float
 
 
+def _spacing_on(row: Sequence[float], wanted: float) -> float:
+    """h/σ where log₁₀ of an error, given at `_SPACINGS`, falls to ``wanted``."""
+    points = list(zip(_SPACINGS, row, strict=True))
+    if wanted > row[0]:
+        return _SPACINGS[0]
+    for (wide, rough), (narrow, fine) in zip(points, points[1:], strict=False):
+        if fine <= wanted:
+            share = (wanted - rough) / (fine - rough)
+            return wide * (narrow / wide) ** share
+    # Beyond them on the line of the last two points.
+    (wide, rough), (narrow, fine) = points[-2:]
+    return narrow * (narrow / wide) ** ((wanted - fine) / (fine - rough))
+
+
 @functools.lru_cache(maxsize=4096)
 def mesh_spacing(accuracy: float, degree: int, order: int, smearing: float) -> float:
-    """Spacing (Å) at which a mesh reaches a relative RMS force error.
+    """Spacing (Å) at which a mesh reaches a relative RMS force error for charges, and for what is beside them.
 
     Parameters
     ----------
@@ -92,23 +127,56 @@ def mesh_spacing(accuracy: float, degree: int, order: int, smearing: float) -> f
     smearing
         σ (Å). Above 1 Å the error grows as it does for Ewald sums, at most as σ²; below see `_POWER`.
     """
-    table = _ERRORS[degree][order]
     growth = smearing**2 if smearing > 1.0 else smearing ** -(2.0 + _POWER * degree)
-    wanted = math.log10(accuracy / (_MARGIN * growth))
-    points = list(zip(_SPACINGS, table, strict=True))
-    if wanted > table[0]:
-        return smearing * _SPACINGS[0]
-    for (wide, rough), (narrow, fine) in zip(points, points[1:], strict=False):
-        if fine <= wanted:
-            share = (wanted - rough) / (fine - rough)
-            return smearing * wide * (narrow / wide) ** share
-    # Beyond the table on the line of its last two points.
-    (wide, rough), (narrow, fine) = points[-2:]
-    return smearing * narrow * (narrow / wide) ** ((wanted - fine) / (fine - rough))
+    return smearing * _spacing_on(_ERRORS[degree][order], math.log10(accuracy / (_MARGIN * growth)))
 
 
 @functools.lru_cache(maxsize=4096)
-def mesh_size(accuracy: float, degree: int, smearing: float, atoms: int, lengths: tuple[float, ...]) -> MeshSize:
+def spacing_by_theory(
+    accuracy: float, degree: int, order: int, smearing: float, atoms: int, volume: float, charged: bool
+) -> float:
+    """Spacing (Å) at which a mesh reaches a relative RMS force error by theory (`farfield.electrostatics.mesh_error`).
+
+    Parameters
+    ----------
+    accuracy, degree, order, smearing
+        As in `mesh_spacing`.
+    atoms
+        Number of atoms.
+    volume
+        Volume that they fill (Å³).
+    charged
+        Whether charges lead; else the highest multipoles are taken to be alone, which is the worst case.
+    """
+    reduced = volume / smearing**3
+    density = max(atoms - 1, 1) / reduced
+    if charged:
+        strengths = [1.0, *(most / smearing**place for place, most in enumerate(LEADING[:degree], 1))]
+        force = typical_force(0, atoms, reduced) / _SCREENING
+    else:
+        strengths = [0.0] * degree + [1.0]
+        force = typical_force(degree, atoms, reduced)
+
+    def log_error(spacing: float) -> float:
+        error = 0.0
+        for place, strength in enumerate(strengths):
+            between, itself = force_error(place, order, spacing) if strength else (0.0, 0.0)
+            error += strength**2 * math.sqrt(density * between + itself)
+        return math.log10(_SPREAD * error / force)
+
+    return smearing * _spacing_on([log_error(spacing) for spacing in _SPACINGS], math.log10(accuracy))
+
+
+@functools.lru_cache(maxsize=4096)
+def mesh_size(
+    accuracy: float,
+    degree: int,
+    smearing: float,
+    atoms: int,
+    lengths: tuple[float, ...],
+    volume: float,
+    charged: bool = True,
+) -> MeshSize:
     """Cheapest mesh that reaches an accuracy.
 
     Parameters
@@ -119,12 +187,18 @@ def mesh_size(accuracy: float, degree: int, smearing: float, atoms: int, lengths
         Number of atoms.
     lengths
         Lengths of the (padded) cell vectors (Å).
+    volume, charged
+        As in `spacing_by_theory`.
     """
     sizes = []
     share = min(1.0, max(lengths) / (_SHORT * smearing))
+    alone = degree > 0 and not charged
     for order in _ERRORS[degree]:
-        spacing = share * mesh_spacing(accuracy / (1.0 + _FEW / atoms), degree, order, smearing)
-        shape = tuple(good_size(length / spacing, even=axis == 2) for axis, length in enumerate(lengths))
+        spacing = mesh_spacing(accuracy / (1.0 + _FEW / atoms), degree, order, smearing)
+        if alone or atoms < _SPARSE:
+            by_theory = spacing_by_theory(accuracy, degree, order, smearing, atoms, volume, not alone)
+            spacing = min(spacing, by_theory)
+        shape = tuple(good_size(length / (share * spacing), even=axis == 2) for axis, length in enumerate(lengths))
         size = (shape[0], shape[1], shape[2])
         sizes.append(MeshSize(size, order, mesh_cost(atoms, size, order, degree)))
     return min(sizes, key=lambda size: size.cost)

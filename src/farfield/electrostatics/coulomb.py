@@ -8,18 +8,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
 from farfield.atoms.batch import AtomicBatch
-from farfield.electrostatics.checks import check_multipole_shapes, check_multipole_values, check_order
+from farfield.electrostatics.checks import (
+    check_batch_shapes,
+    check_multipole_shapes,
+    check_multipole_values,
+    check_order,
+)
+from farfield.electrostatics.cost import DENSE, LEADING
 from farfield.electrostatics.distributed import graph_of, sum_over_ranks, together
 from farfield.electrostatics.group_sums import pair_energies
 from farfield.electrostatics.multipoles import Multipoles
 from farfield.electrostatics.operator import CoulombOperator, multipole_order
 from farfield.electrostatics.plan import CoulombPlan
 from farfield.electrostatics.solver import Solver
+from farfield.electrostatics.spreading import LEAST_COMPILED
 
 _BACKGROUNDS = ("gaussian", "point")
 _OUTPUTS = ("all", "energy")
@@ -80,7 +88,8 @@ class Coulomb(Solver):
         Width σ of the Gaussians (Å): a number, or one per system, shape (systems,). No gradient in it.
     accuracy
         Relative RMS error of the forces that the reciprocal sum may have; the cutoff in k or the mesh and its splines
-        follow from it, from σ and from the highest multipoles given. Open systems are summed exactly.
+        follow from it, from σ and from the highest multipoles given; the mesh also from whether charges lead among
+        them (see `prepare`). Open systems are summed exactly.
     background
         What neutralizes a charged cell that is periodic along all axes: ``"gaussian"`` leaves out k = 0, a uniform
         background as the Gaussians see it; ``"point"`` adds −π k_e σ² Q²/V, which makes the energy comparable with
@@ -187,7 +196,8 @@ class Coulomb(Solver):
         """
         frozen = plan is not None
         order = multipole_order(multipoles)
-        plan = self._checked_plan(batch, plan, order)
+        charged = True if frozen else self._charges_lead(batch, multipoles)
+        plan = self._checked_plan(batch, plan, order, charged)
         with together(self.process_group) as same:
             if outputs not in _OUTPUTS:
                 raise ValueError(f"`outputs` is {outputs!r} but must be one of {', '.join(map(repr, _OUTPUTS))}")
@@ -212,6 +222,27 @@ class Coulomb(Solver):
             field_gradient=None if second is None else -second,
             _find_atom_energies=lambda: atom_energies,
         )
+
+    def _charges_lead(self, batch: AtomicBatch, multipoles: Multipoles) -> bool | Tensor:
+        """Whether charges lead in each system (see `prepare`), shape (systems,); True where it makes no difference."""
+        never_meshed = self.method == "auto" and batch.n_atoms < LEAST_COMPILED and self.process_group is None
+        if self.method in ("ewald", "open") or never_meshed or multipole_order(multipoles) == 0:
+            return True
+        with together(self.process_group):
+            check_batch_shapes(batch)
+            check_multipole_shapes(multipoles, batch.positions)
+        q, u, t = multipoles.charges, multipoles.dipoles, multipoles.quadrupoles
+        none = torch.zeros_like(q)
+        parts = [
+            torch.ones_like(q),
+            q.square(),
+            none if u is None else u.square().sum(1) / LEADING[0] ** 2,
+            none if t is None else t.square().sum((1, 2)) / LEADING[1] ** 2,
+        ]
+        sums = sum_over_ranks(batch.sum_over_atoms(torch.stack(parts, 1).detach()), self.process_group)
+        volume = torch.linalg.det(batch.cell.detach().double()).abs()
+        crowding = torch.where(batch.pbc.all(1), (sums[:, 0] / (DENSE * volume)).clamp(max=1.0), 1.0)
+        return (sums[:, 2:] <= (crowding * sums[:, 1])[:, None]).all(1)
 
     def operator(
         self, batch: AtomicBatch, plan: CoulombPlan | None = None, *, order: int = 2, levels: int = 3

@@ -30,7 +30,8 @@ from farfield.electrostatics.ewald import EwaldGeometry
 from farfield.electrostatics.group_sums import mesh_kernel, positions_and_cells
 from farfield.electrostatics.mesh import MeshGeometry
 from farfield.electrostatics.operator import join_atoms, join_systems
-from farfield.electrostatics.plan import CoulombPlan, EwaldGroup, MeshGroup, OpenGroup, make_plan
+from farfield.electrostatics.plan import CoulombPlan, EwaldGroup, MeshGroup, OpenGroup
+from farfield.electrostatics.planning import make_plan
 from farfield.electrostatics.solver import Solver
 
 #: Measured ratio of the relative RMS force error to that of charges in the same sum, with a margin: 4.1 at most, for
@@ -113,7 +114,7 @@ class Dispersion(Solver):
     ) -> None:
         super().__init__(smearing, accuracy=accuracy, method=method, process_group=process_group)
 
-    def _make_plan(self, batch: AtomicBatch, smearing: np.ndarray, order: int) -> CoulombPlan:
+    def _make_plan(self, batch: AtomicBatch, smearing: np.ndarray, order: int, charged: np.ndarray) -> CoulombPlan:
         gap = _GAP * self.accuracy**-0.25 * max(1.0, float(smearing.max(initial=0.0)))
         return make_plan(batch, smearing, self.accuracy / _RATIO, self.method, gap=gap, ranks=self.process_group)
 

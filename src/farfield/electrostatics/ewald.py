@@ -200,7 +200,7 @@ class EwaldGeometry:
         ranks: dist.ProcessGroup | None = None,
     ) -> None:
         dtype, self._ranks = positions.dtype, ranks
-        self.source_level, self.field_level = source_levels - 1, field_levels - 1
+        self.field_level = field_levels - 1
         # Phases and weights in float64: a large cell has phases of many turns, which float32 would blur.
         reduced = basis @ cell.double()
         to_fractional = inverse(reduced)
@@ -213,12 +213,13 @@ class EwaldGeometry:
 
     def structure(self, charges: Tensor, dipoles: Tensor | None, quadrupoles: Tensor | None) -> Tensor:
         """Re S and Im S in the four octants, shape (members, 8, k), of padded multipoles (members, slots, …)."""
-        level = self.source_level
-        given = [charges[..., None]]
-        if level > 0:
+        given, level = [charges[..., None]], 0
+        if dipoles is not None or quadrupoles is not None:
+            level = 1
             given.append(charges.new_zeros(*charges.shape, 3) if dipoles is None else dipoles)
-        if level > 1:
-            given.append(charges.new_zeros(*charges.shape, 9) if quadrupoles is None else quadrupoles.flatten(2))
+        if quadrupoles is not None:
+            level = 2
+            given.append(quadrupoles.flatten(2))
         joined = torch.cat(given, -1)
         c = joined @ self._map[:, : joined.shape[2], : count_of(level)]
         return sum_over_ranks(self._waves.structure(c, level), self._ranks)

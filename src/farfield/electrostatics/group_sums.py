@@ -22,7 +22,8 @@ from farfield.electrostatics.lattice import volume_of
 from farfield.electrostatics.mesh import MeshGeometry, influence
 from farfield.electrostatics.multipoles import Multipoles, traceless
 from farfield.electrostatics.open_charges import open_charge_energy
-from farfield.electrostatics.open_multipoles import OpenPairs, open_energy, open_potential
+from farfield.electrostatics.open_energy import OpenEnergy, open_energy
+from farfield.electrostatics.open_multipoles import OpenPairs, open_potential
 from farfield.electrostatics.open_sum import OpenGeometry
 from farfield.electrostatics.plan import EwaldGroup, MeshGroup, OpenGroup
 from farfield.units import COULOMB_CONSTANT
@@ -97,27 +98,28 @@ class OpenSum:
         smearing = self._group.smearing.to(self._positions.dtype)[:, None]
         return _self_potential(multipoles, smearing, torch.ones_like(smearing).expand(-1, 3))
 
-    def _potential_of(self, whole: Multipoles) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        value, gradient, second = self._potential_of_others(whole)
+    def _potential_of(self, whole: Multipoles, levels: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        value, gradient, second = self._potential_of_others(whole, levels)
         if self._self_interaction:
             own = self._own(whole)
             return value + own[0], _add(gradient, own[1]), _add(second, own[2])
         return value, gradient, second
 
-    def _potential_of_others(self, whole: Multipoles) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def _potential_of_others(self, whole: Multipoles, levels: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
         q, u, t = whole.charges, whole.dipoles, whole.quadrupoles
         if self._pairs is not None:
-            return open_potential(self._pairs, self._positions, q, u, t, self._levels)
+            return open_potential(self._pairs, self._positions, q, u, t, levels)
         if self._geometry is None:
             # The first use may be a solution without gradients; later ones need the graph of the positions.
             with torch.set_grad_enabled(self._with_graph):
-                self._geometry = OpenGeometry(self._positions, self._group.smearing, self._order + self._levels - 1)
-        value, gradient, second = self._geometry.potential(q, u, t, self._levels)
+                highest = self._order + max(self._levels, self._order + 1) - 1
+                self._geometry = OpenGeometry(self._positions, self._group.smearing, highest)
+        value, gradient, second = self._geometry.potential(q, u, t, levels)
         return value, gradient, None if second is None else traceless(second)
 
     def potential(self, multipoles: Multipoles) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Potential, gradient and traceless second derivatives at the atoms, (members, slots, …)."""
-        value, gradient, second = self._potential_of(self._whole(multipoles))
+        value, gradient, second = self._potential_of(self._whole(multipoles), self._levels)
         return (
             to_each_rank(value, self._ranks),
             None if gradient is None else to_each_rank(gradient, self._ranks),
@@ -129,14 +131,36 @@ class OpenSum:
         whole = self._whole(multipoles)
         q, u, t = whole.charges, whole.dipoles, whole.quadrupoles
         if self._pairs is not None:
-            energy = open_energy(self._pairs, self._positions, q, u, t)
+            energy = open_energy(self._pairs, self._positions, q, u, t).energy
         elif self._order == 0:
             energy = open_charge_energy(self._positions, q, self._group.smearing)
         else:
-            return pair_energies(whole, *self._potential_of(whole)).sum(1, dtype=torch.float64)
+            return pair_energies(whole, *self._potential_of(whole, self._order + 1)).sum(1, dtype=torch.float64)
         if self._self_interaction:
             energy = energy + pair_energies(whole, *self._own(whole)).sum(1, dtype=torch.float64)
         return energy
+
+    def energy_and_potential(
+        self, multipoles: Multipoles
+    ) -> tuple[Tensor, tuple[Tensor, Tensor | None, Tensor | None]]:
+        """Energy of each member and what `potential` gives, together; not in a process group."""
+        value, gradient, second = self._potential_of(multipoles, max(self._levels, self._order + 1))
+        energy = pair_energies(multipoles, value, gradient, second).sum(1, dtype=torch.float64)
+        return energy, (value, gradient if self._levels > 1 else None, second if self._levels > 2 else None)
+
+    @property
+    def finds_answers(self) -> bool:
+        """Whether `one_shot` can be asked: the compiled kernels alone find an answer with what it answers to."""
+        return self._pairs is not None and not self._self_interaction
+
+    def one_shot(
+        self, multipoles: Multipoles, softness: Tensor | None, polarizability: Tensor | None, *, conserve_charge: bool
+    ) -> OpenEnergy:
+        """Energy of each member with what its atoms answer in one shot; where `finds_answers`."""
+        assert self._pairs is not None  # narrows the type
+        q, u, t = multipoles.charges, multipoles.dipoles, multipoles.quadrupoles
+        given = (q, u, t, softness, polarizability)
+        return open_energy(self._pairs, self._positions, *given, conserved=conserve_charge)
 
 
 def positions_and_cells(
@@ -194,8 +218,27 @@ class _ReciprocalSum(ABC):
     def _sum_energy(self, multipoles: Multipoles) -> Tensor:
         """Energy of each member (eV), float64, self-interaction included."""
 
+    @abstractmethod
+    def _sum_both(self, multipoles: Multipoles) -> tuple[Tensor, tuple[Tensor, Tensor | None, Tensor | None]]:
+        """Both from one sum over the atoms: gathering what the energy does not need is left out."""
+
     def potential(self, multipoles: Multipoles) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        value, gradient, second = self._sum_potential(multipoles)
+        return self._potential_less(multipoles, *self._sum_potential(multipoles))
+
+    def energy(self, multipoles: Multipoles) -> Tensor:
+        return self._energy_less(multipoles, self._sum_energy(multipoles))
+
+    def energy_and_potential(
+        self, multipoles: Multipoles
+    ) -> tuple[Tensor, tuple[Tensor, Tensor | None, Tensor | None]]:
+        """Energy of each member and what `potential` gives, together."""
+        energy, found = self._sum_both(multipoles)
+        return self._energy_less(multipoles, energy), self._potential_less(multipoles, *found)
+
+    def _potential_less(
+        self, multipoles: Multipoles, value: Tensor, gradient: Tensor | None, second: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Potential of the others, with the background wanted."""
         second = None if second is None else traceless(second)
         if self._shift is not None:
             q = multipoles.charges
@@ -206,8 +249,8 @@ class _ReciprocalSum(ABC):
             return value - own[0], _add(gradient, own[1], -1.0), _add(second, own[2], -1.0)
         return value, gradient, second
 
-    def energy(self, multipoles: Multipoles) -> Tensor:
-        energy = self._sum_energy(multipoles)
+    def _energy_less(self, multipoles: Multipoles, energy: Tensor) -> Tensor:
+        """Energy without self-interaction, with the background wanted."""
         if self._shift is not None:
             energy = energy + self._shift * sum_over_ranks(multipoles.charges.sum(1), self._ranks).double() ** 2
         if self._factors is not None:
@@ -246,13 +289,18 @@ class EwaldSum(_ReciprocalSum):
             ranks=ranks,
         )
 
+    def _structure(self, multipoles: Multipoles) -> Tensor:
+        return self._geometry.structure(multipoles.charges, multipoles.dipoles, multipoles.quadrupoles)
+
     def _sum_potential(self, multipoles: Multipoles) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        q, u, t = multipoles.charges, multipoles.dipoles, multipoles.quadrupoles
-        return self._geometry.potential(self._geometry.structure(q, u, t))
+        return self._geometry.potential(self._structure(multipoles))
 
     def _sum_energy(self, multipoles: Multipoles) -> Tensor:
-        q, u, t = multipoles.charges, multipoles.dipoles, multipoles.quadrupoles
-        return self._geometry.energy(self._geometry.structure(q, u, t))
+        return self._geometry.energy(self._structure(multipoles))
+
+    def _sum_both(self, multipoles: Multipoles) -> tuple[Tensor, tuple[Tensor, Tensor | None, Tensor | None]]:
+        structure = self._structure(multipoles)
+        return self._geometry.energy(structure), self._geometry.potential(structure)
 
 
 class MeshSum(_ReciprocalSum):
@@ -295,15 +343,21 @@ class MeshSum(_ReciprocalSum):
         )
 
     def _sum_potential(self, multipoles: Multipoles) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        value, gradient, second = self._geometry.potential(self._density(multipoles))
-        return (
-            value[None],
-            None if gradient is None else gradient[None],
-            None if second is None else second[None],
-        )
+        return _as_block(*self._geometry.potential(self._density(multipoles)))
 
     def _sum_energy(self, multipoles: Multipoles) -> Tensor:
         return self._geometry.energy(self._density(multipoles))[None]
+
+    def _sum_both(self, multipoles: Multipoles) -> tuple[Tensor, tuple[Tensor, Tensor | None, Tensor | None]]:
+        energy, found = self._geometry.energy_and_potential(self._density(multipoles))
+        return energy[None], _as_block(*found)
+
+
+def _as_block(
+    value: Tensor, gradient: Tensor | None, second: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Give what one system has the shape of a block of members."""
+    return value[None], None if gradient is None else gradient[None], None if second is None else second[None]
 
 
 def mesh_kernel(

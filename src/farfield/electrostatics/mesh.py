@@ -202,19 +202,19 @@ def _energy(density: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Convolve(torch.autograd.Function):
-    """Mesh of Σ_k Ĝ ρ̂ e^{ik·g}: linear and self-adjoint in ρ. ``known`` is that mesh where it has been made before."""
+    """Mesh of Σ_k Ĝ ρ̂ e^{ik·g}: linear and self-adjoint in ρ."""
 
     @staticmethod
-    def forward(ctx, density, kernel, known):  # type: ignore[no-untyped-def]
+    def forward(ctx, density, kernel):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(density, kernel)
-        return _convolve(density, kernel) if known is None else known.view_as(known)
+        return _convolve(density, kernel)
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
         density, kernel = ctx.saved_tensors
-        on_density = _Convolve.apply(gradient, kernel, None) if ctx.needs_input_grad[0] else None
+        on_density = _Convolve.apply(gradient, kernel) if ctx.needs_input_grad[0] else None
         on_kernel = _Correlate.apply(gradient, density) if ctx.needs_input_grad[1] else None
-        return on_density, on_kernel, None
+        return on_density, on_kernel
 
 
 class _Correlate(torch.autograd.Function):
@@ -228,33 +228,38 @@ class _Correlate(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
         first, second = ctx.saved_tensors
-        on_first = _Convolve.apply(second, gradient, None) if ctx.needs_input_grad[0] else None
-        on_second = _Convolve.apply(first, gradient, None) if ctx.needs_input_grad[1] else None
+        on_first = _Convolve.apply(second, gradient) if ctx.needs_input_grad[0] else None
+        on_second = _Convolve.apply(first, gradient) if ctx.needs_input_grad[1] else None
         return on_first, on_second
 
 
-class _QuadraticForm(torch.autograd.Function):
-    """½ Σ_k Ĝ |ρ̂|², as half the sum of the mesh times its potential, which serves the first backward pass too."""
+class _EnergyAndPotential(torch.autograd.Function):
+    """½ Σ_k Ĝ |ρ̂|² and the mesh of Σ_k Ĝ ρ̂ e^{ik·g}, which is its derivative in ρ."""
 
     @staticmethod
     def forward(ctx, density, kernel):  # type: ignore[no-untyped-def]
+        ctx.set_materialize_grads(False)
         energy, potential = _energy(density, kernel)
-        # Saved, not set on ctx: only then is it given back with the graph, however long the energy is kept.
         ctx.save_for_backward(density, kernel, potential)
-        return energy
+        return energy, potential
 
     @staticmethod
-    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+    def backward(ctx, gradient, along):  # type: ignore[no-untyped-def]
+        # The potential is a result, so that what is made of it here has derivatives, too.
         density, kernel, potential = ctx.saved_tensors
         on_density = on_kernel = None
-        scale = gradient.to(density.dtype)
-        if ctx.needs_input_grad[0]:
-            on_density = _Convolve.apply(density, kernel, potential)
+        if gradient is not None:
+            scale = gradient.to(density.dtype)
             # An energy is mostly differentiated as it is: a pass over the mesh less. A device would be waited for.
-            if scale.requires_grad or scale.device.type != "cpu" or float(scale) != 1.0:
-                on_density = scale * on_density
-        if ctx.needs_input_grad[1]:
-            on_kernel = 0.5 * scale * _Correlate.apply(density, density)
+            as_it_is = not scale.requires_grad and scale.device.type == "cpu" and float(scale) == 1.0
+            on_density = potential if as_it_is else scale * potential
+            on_kernel = 0.5 * scale * _Correlate.apply(density, density) if ctx.needs_input_grad[1] else None
+        if along is not None:
+            more = _Convolve.apply(along, kernel)
+            on_density = more if on_density is None else on_density + more
+            if ctx.needs_input_grad[1]:
+                more = _Correlate.apply(along, density)
+                on_kernel = more if on_kernel is None else on_kernel + more
         return on_density, on_kernel
 
 
@@ -369,7 +374,7 @@ class MeshGeometry:
         ranks: dist.ProcessGroup | None = None,
     ) -> None:
         self.dtype, self._ranks = positions.dtype, ranks
-        self.source_degree, self.field_degree = source_degree, field_degree
+        self.field_degree = field_degree
         to_fractional = inverse(basis @ cell)
         points = constant(shape, positions, torch.float64)
         # Mesh coordinates in float64: float32 would blur where an atom stands between two points of a long axis.
@@ -383,31 +388,40 @@ class MeshGeometry:
 
     def density(self, charges: Tensor, dipoles: Tensor | None, quadrupoles: Tensor | None) -> Tensor:
         """Mesh that multipoles (atoms, …) are spread to."""
-        columns = [charges[:, None]]
-        if self.source_degree > 0:
+        columns, degree = [charges[:, None]], 0
+        if dipoles is not None or quadrupoles is not None:
+            degree = 1
             columns.append(charges.new_zeros(len(charges), 3) if dipoles is None else dipoles @ self._jacobian)
-        if self.source_degree > 1:
-            if quadrupoles is None or self._squares is None:
-                columns.append(charges.new_zeros(len(charges), 6))
-            else:
-                columns.append(0.5 * quadrupoles.flatten(1) @ self._squares)
-        mesh = spread(self._u, torch.cat(columns, 1), self._stencil, self.source_degree)
+        if quadrupoles is not None and self._squares is not None:
+            degree = 2
+            columns.append(0.5 * quadrupoles.flatten(1) @ self._squares)
+        mesh = spread(self._u, torch.cat(columns, 1), self._stencil, degree)
         return sum_over_ranks(mesh, self._ranks)
 
     def energy(self, density: Tensor) -> Tensor:
         """Energy (eV), float64, self-interaction included."""
-        if is_traced(density):
-            return _energy_operator(density, self._kernel)[0]
-        return _QuadraticForm.apply(density, self._kernel)
+        return self._energy_and_mesh(density)[0]
 
     def potential(self, density: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Potential (atoms,), its gradient and second derivatives at the atoms, self-interaction included."""
         if is_traced(density):
-            mesh = _convolve_operator(density, self._kernel)
+            return self._at_atoms(_convolve_operator(density, self._kernel))
+        return self._at_atoms(_Convolve.apply(density, self._kernel))
+
+    def energy_and_potential(self, density: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor | None, Tensor | None]]:
+        """Give both, by the same transforms."""
+        energy, mesh = self._energy_and_mesh(density)
+        return energy, self._at_atoms(mesh)
+
+    def _energy_and_mesh(self, density: Tensor) -> tuple[Tensor, Tensor]:
+        if is_traced(density):
+            energy, mesh = _energy_operator(density, self._kernel)
         else:
-            mesh = _Convolve.apply(density, self._kernel, None)
-        mesh = to_each_rank(mesh, self._ranks)
-        values = gather(self._u, mesh, self._stencil, self.field_degree)
+            energy, mesh = _EnergyAndPotential.apply(density, self._kernel)
+        return energy, mesh
+
+    def _at_atoms(self, mesh: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        values = gather(self._u, to_each_rank(mesh, self._ranks), self._stencil, self.field_degree)
         gradient = second = None
         if self.field_degree > 0:
             gradient = values[:, 1:4] @ self._jacobian.mT

@@ -368,6 +368,26 @@ def tangents(order: int, degree: int, dtype: np.dtype) -> Callable[..., None]:
 
 
 @compiled
+def add_energies(values, charges, dipoles, quadrupoles, order, out):  # type: ignore[no-untyped-def]
+    """Add to ``out`` (members,) the energies ½ Σ (q φ + u·∇φ + ½ Q:∇∇φ) from fields up to the order."""
+    members, slots = charges.shape
+    for k in range(members):
+        total = 0.0
+        for i in range(slots):
+            v = values[k, i]
+            total += charges[k, i] * v[0]
+            if order > 0:
+                u = dipoles[k, i]
+                total += u[0] * v[1] + u[1] * v[2] + u[2] * v[3]
+            if order > 1:
+                t = quadrupoles[k, i]
+                mean = (t[0, 0] + t[1, 1] + t[2, 2]) / 3.0
+                total += 0.5 * ((t[0, 0] - mean) * v[4] + (t[1, 1] - mean) * v[7] + (t[2, 2] - mean) * v[9])
+                total += 0.5 * ((t[0, 1] + t[1, 0]) * v[5] + (t[0, 2] + t[2, 0]) * v[6] + (t[1, 2] + t[2, 1]) * v[8])
+        out[k] += 0.5 * total
+
+
+@compiled
 def add_slopes(values, charges, dipoles, quadrupoles, order, out):  # type: ignore[no-untyped-def]
     """Add to ``out`` (members, slots, 3) the gradients q ∇φ + u·∇∇φ + ½ Q:∇∇∇φ from fields up to order + 1."""
     members, slots = charges.shape

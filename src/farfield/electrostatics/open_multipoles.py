@@ -5,9 +5,10 @@ The sum is bilinear: with A m the potential that multipoles m make at the atoms,
     ⟨w, A m⟩ = Σ_i L^w_i φ^m(r_i) ,   ∂⟨w, A m⟩/∂r_i = L^w_i ∇φ^m(r_i) + L^m_i ∇φ^w(r_i) ,   L = q + u·∇ + ½ Q:∇∇ ,
 
 so the derivatives of A m along weights w, which a backward pass asks for, are made of the fields of m and of w
-(`farfield.electrostatics.open_kernels`), and those of E = ½⟨m, A m⟩ of the fields of m alone. A backward pass through
-these, as training on forces asks for, needs how the fields change along given changes of positions and multipoles:
-once more a loop over all pairs for m, and one for w. Third derivatives are left to `OpenGeometry` and autograd.
+(`farfield.electrostatics.open_kernels`), and those of E = ½⟨m, A m⟩ of the fields of m alone
+(`farfield.electrostatics.open_energy`). A backward pass through these, as training on forces asks for, needs how the
+fields change along given changes of positions and multipoles: once more a loop over all pairs for m, and one for w.
+Third derivatives are left to `OpenGeometry` and autograd.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ LEAST_PAIRS = 4096
 _PAIRS_PER_TASK = 4096
 
 
-class _Sources(NamedTuple):
+class Sources(NamedTuple):
     """Multipoles of a block as the kernels take them; those beyond the order are empty."""
 
     order: int
@@ -42,12 +43,17 @@ class _Sources(NamedTuple):
     dipoles: np.ndarray
     quadrupoles: np.ndarray
 
+    @staticmethod
+    def order_of(parts: Sequence[Tensor | None]) -> int:
+        """Return the highest order that is given, 0 if none is."""
+        return max((level for level, part in enumerate(parts) if part is not None), default=0)
+
     @classmethod
-    def of(cls, shape: Sequence[int], dtype: np.dtype, parts: Sequence[Tensor | None]) -> _Sources:
+    def of(cls, shape: Sequence[int], dtype: np.dtype, parts: Sequence[Tensor | None]) -> Sources:
         """From charges (members, slots), dipoles and quadrupoles, any of which may be missing."""
-        order = max((level for level, part in enumerate(parts) if part is not None), default=0)
+        order = cls.order_of(parts)
         arrays = []
-        for level, part in enumerate(parts):
+        for level, part in itertools.zip_longest(range(3), parts):
             if part is not None:
                 arrays.append(part.detach().contiguous().numpy())
             else:
@@ -84,26 +90,26 @@ class OpenPairs:
             return False
         return kernels_for("cpu") is not None
 
-    def sources(self, positions: Tensor, *parts: Tensor | None) -> _Sources:
-        """Lay out charges, dipoles and quadrupoles."""
-        return _Sources.of(positions.shape[:2], self._scales.dtype, parts)
+    def sources(self, positions: Tensor, *parts: Tensor | None) -> Sources:
+        """Lay out charges, dipoles and quadrupoles, as far as they are given."""
+        return Sources.of(positions.shape[:2], self._scales.dtype, parts)
 
-    def fields(self, positions: Tensor, sources: _Sources, degree: int) -> Tensor:
+    def fields(self, positions: Tensor, sources: Sources, degree: int) -> Tensor:
         """Fields of multipoles at the atoms up to a degree, (members, slots, numbers)."""
         from farfield.electrostatics import open_kernels
 
         kernel = open_kernels.fields(sources.order, degree, self._scales.dtype)
-        return self._run(kernel, degree, _array(positions), *sources[1:])
+        return self._run(kernel, degree, array_of(positions), *sources[1:])
 
     def tangents(
-        self, positions: Tensor, sources: _Sources, along_position: Tensor | None, changes: _Sources, degree: int
+        self, positions: Tensor, sources: Sources, along_position: Tensor | None, changes: Sources, degree: int
     ) -> Tensor:
         """Change of the fields along changes of positions and multipoles."""
         from farfield.electrostatics import open_kernels
 
-        along = np.zeros(positions.shape, self._scales.dtype) if along_position is None else _array(along_position)
+        along = np.zeros(positions.shape, self._scales.dtype) if along_position is None else array_of(along_position)
         kernel = open_kernels.tangents(sources.order, degree, self._scales.dtype)
-        return self._run(kernel, degree, _array(positions), *sources[1:], along, *changes[1:])
+        return self._run(kernel, degree, array_of(positions), *sources[1:], along, *changes[1:])
 
     def _run(self, kernel: Callable[..., None], degree: int, *arrays: np.ndarray) -> Tensor:
         members, slots, _ = arrays[0].shape
@@ -118,11 +124,12 @@ class OpenPairs:
         return torch.from_numpy(out)
 
 
-def _array(tensor: Tensor) -> np.ndarray:
+def array_of(tensor: Tensor) -> np.ndarray:
+    """Return the numbers of a tensor as the kernels take them."""
     return tensor.detach().contiguous().numpy()
 
 
-def _slopes(like: Tensor, *terms: tuple[Tensor, _Sources]) -> Tensor:
+def slopes(like: Tensor, *terms: tuple[Tensor, Sources]) -> Tensor:
     """Sum of L ∇φ over pairs of fields φ and multipoles, (members, slots, 3)."""
     from farfield.electrostatics.open_kernels import add_slopes
 
@@ -132,7 +139,7 @@ def _slopes(like: Tensor, *terms: tuple[Tensor, _Sources]) -> Tensor:
     return out
 
 
-def _unpacked(values: Tensor, degree: int, scale: float = 1.0) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def unpacked(values: Tensor, degree: int, scale: float = 1.0) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Potential, its gradient and, times a scale, its traceless second derivatives from fields."""
     from farfield.electrostatics.open_kernels import unpack
 
@@ -142,23 +149,18 @@ def _unpacked(values: Tensor, degree: int, scale: float = 1.0) -> tuple[Tensor, 
     return found[0], found[1] if degree > 0 else None, found[2] if degree > 1 else None
 
 
-def _present(gradients: Sequence[Tensor | None], given: Sequence[Tensor | None]) -> list[Tensor | None]:
+def present(gradients: Sequence[Tensor | None], given: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Gradients in those tensors that were given."""
     return [None if part is None else gradient for gradient, part in zip(gradients, given, strict=True)]
 
 
-def _times(weight: Tensor, part: Tensor | None) -> Tensor | None:
-    """Weights of the members (members,) times something of their atoms (members, …)."""
-    return None if part is None else weight.to(part.dtype).reshape(-1, *[1] * (part.ndim - 1)) * part
-
-
-def _geometry_of(
+def geometry_of(
     pairs: OpenPairs, degree: int, positions: Tensor, multipoles: Sequence[Tensor | None]
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Apply A by operations that autograd can differentiate to any order."""
     charges, dipoles, quadrupoles = multipoles
     assert charges is not None  # narrows the type
-    order = max(level for level, part in enumerate(multipoles) if part is not None)
+    order = Sources.order_of(multipoles)
     if quadrupoles is not None:
         quadrupoles = traceless(0.5 * (quadrupoles + quadrupoles.mT))
     geometry = OpenGeometry(positions, pairs.smearing, order + degree)
@@ -171,7 +173,7 @@ def _sum_of_products(left: Sequence[Tensor | None], right: Sequence[Tensor | Non
     return functools.reduce(torch.add, products)
 
 
-def _second_by_autograd(
+def second_by_autograd(
     function: Callable[..., Tensor], given: Sequence[Tensor | None], along: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
     """Differentiate the change of a function along steps of its first arguments; with the graph."""
@@ -200,7 +202,7 @@ class _Potential(torch.autograd.Function):
         values = pairs.fields(positions, pairs.sources(positions, *multipoles), degree + int(moving))
         ctx.save_for_backward(positions, *multipoles, values)
         ctx.options = pairs, degree, moving
-        return _unpacked(values, degree)
+        return unpacked(values, degree)
 
     @staticmethod
     def backward(ctx, *weights):  # type: ignore[no-untyped-def]
@@ -219,8 +221,8 @@ class _Transposed(torch.autograd.Function):
         weighed = pairs.fields(positions, w, m.order + int(moving))
         ctx.save_for_backward(positions, q, u, t, *weights, values, weighed)
         ctx.options = pairs, degree, moving
-        slopes = _slopes(positions, (values, w), (weighed, m)) if moving else None
-        return slopes, *_present(_unpacked(weighed, m.order, 0.5), (q, u, t))
+        by_position = slopes(positions, (values, w), (weighed, m)) if moving else None
+        return by_position, *present(unpacked(weighed, m.order, 0.5), (q, u, t))
 
     @staticmethod
     def backward(ctx, *along):  # type: ignore[no-untyped-def]
@@ -232,12 +234,12 @@ class _Transposed(torch.autograd.Function):
         if torch.is_grad_enabled():
 
             def product(positions: Tensor, *parts: Tensor | None) -> Tensor:
-                return _sum_of_products(parts[3:], _geometry_of(pairs, degree, positions, parts[:3]))
+                return _sum_of_products(parts[3:], geometry_of(pairs, degree, positions, parts[:3]))
 
-            found = _second_by_autograd(product, (positions, *multipoles, *weights), along)
+            found = second_by_autograd(product, (positions, *multipoles, *weights), along)
             return None, None, None, *found[:4], None, *found[4:]
         m, w = pairs.sources(positions, *multipoles), _as_sources(pairs, positions, weights)
-        h = pairs.sources(positions, *_filled(along[1:], multipoles))
+        h = pairs.sources(positions, *filled(along[1:], multipoles))
         change = pairs.tangents(positions, m, along[0], h, degree + int(moving))
         terms = [(change, w), (weighed, h)]
         on_multipoles: Sequence[Tensor | None] = (None, None, None)
@@ -245,89 +247,23 @@ class _Transposed(torch.autograd.Function):
             still = pairs.sources(positions, *(None if part is None else torch.zeros_like(part) for part in weights))
             changed = pairs.tangents(positions, w, along[0], still, m.order + int(moving))
             terms.append((changed, m))
-            on_multipoles = _present(_unpacked(changed, m.order, 0.5), multipoles)
-        on_position = _slopes(positions, *terms) if moving else None
-        return None, None, None, on_position, *on_multipoles, None, *_present(_unpacked(change, degree), weights)
+            on_multipoles = present(unpacked(changed, m.order, 0.5), multipoles)
+        on_position = slopes(positions, *terms) if moving else None
+        return None, None, None, on_position, *on_multipoles, None, *present(unpacked(change, degree), weights)
 
 
-class _Energy(torch.autograd.Function):
-    """½⟨m, A m⟩ of each member: its first derivatives are the fields of m."""
-
-    @staticmethod
-    def forward(ctx, pairs, moving, positions, *multipoles):  # type: ignore[no-untyped-def]
-        m = pairs.sources(positions, *multipoles)
-        values = pairs.fields(positions, m, m.order + int(moving))
-        by_multipole = _present(_unpacked(values, m.order, 0.5), multipoles)
-        ctx.save_for_backward(positions, *multipoles, values, *by_multipole)
-        ctx.options = pairs, moving
-        return _products_of_members(multipoles, by_multipole, 0.5)
-
-    @staticmethod
-    def backward(ctx, weight):  # type: ignore[no-untyped-def]
-        return None, None, *_Derivatives.apply(*ctx.options, weight, *ctx.saved_tensors)
-
-
-class _Derivatives(torch.autograd.Function):
-    """∂E/∂r and ∂E/∂m times the weight of each member; their values are known, the derivatives of them are not."""
-
-    @staticmethod
-    def forward(ctx, pairs, moving, weight, positions, q, u, t, values, *by_multipole):  # type: ignore[no-untyped-def]
-        ctx.set_materialize_grads(False)
-        by_position = _slopes(positions, (values, pairs.sources(positions, q, u, t))) if moving else None
-        ctx.save_for_backward(weight, positions, q, u, t, values, by_position, *by_multipole)
-        ctx.options = pairs, moving
-        return tuple(_times(weight, part) for part in (by_position, *by_multipole))
-
-    @staticmethod
-    def backward(ctx, *along):  # type: ignore[no-untyped-def]
-        if all(step is None for step in along):
-            return (None,) * 11
-        weight, positions, q, u, t, values, *firsts = ctx.saved_tensors
-        pairs, moving = ctx.options
-        multipoles = (q, u, t)
-        m = pairs.sources(positions, *multipoles)
-        if torch.is_grad_enabled():
-
-            def energy(positions: Tensor, weight: Tensor, *parts: Tensor | None) -> Tensor:
-                value, gradient, second = _geometry_of(pairs, m.order, positions, parts)
-                made = (value, gradient, None if second is None else 0.5 * second)
-                return (weight * _products_of_members(parts, made, 0.5)).sum()
-
-            given = (positions, weight, *multipoles)
-            on_position, on_weight, *others = _second_by_autograd(energy, given, (along[0], None, *along[1:]))
-            found = (on_position, *others)
-            return None, None, on_weight, *found, None, None, None, None
-        h = pairs.sources(positions, *_filled(along[1:], multipoles))
-        change = pairs.tangents(positions, m, along[0], h, m.order + int(moving))
-        on_position = _slopes(positions, (change, m), (values, h)) if moving else None
-        on_multipoles = _present(_unpacked(change, m.order, 0.5), multipoles)
-        on_weight = _products_of_members(along, firsts) if ctx.needs_input_grad[2] else None
-        scaled = [_times(weight, part) for part in (on_position, *on_multipoles)]
-        return None, None, on_weight, *scaled, None, None, None, None
-
-
-def _as_sources(pairs: OpenPairs, positions: Tensor, weights: Sequence[Tensor | None]) -> _Sources:
+def _as_sources(pairs: OpenPairs, positions: Tensor, weights: Sequence[Tensor | None]) -> Sources:
     """Weights of a potential and its derivatives as multipoles: that of ∇∇φ is ½ Q."""
     value, gradient, second = weights
     return pairs.sources(positions, value, gradient, None if second is None else 2.0 * second)
 
 
-def _filled(changes: Sequence[Tensor | None], multipoles: Sequence[Tensor | None]) -> list[Tensor | None]:
+def filled(changes: Sequence[Tensor | None], multipoles: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Fill changes up with zeros where multipoles are given but no change is."""
     return [
         None if part is None else torch.zeros_like(part) if change is None else change
         for change, part in zip(changes, multipoles, strict=True)
     ]
-
-
-def _products_of_members(left: Sequence[Tensor | None], right: Sequence[Tensor | None], scale: float = 1.0) -> Tensor:
-    """Sum products over the atoms of each member, in float64."""
-    products = [
-        (a * b).flatten(1).sum(1, dtype=torch.float64)
-        for a, b in zip(left, right, strict=True)
-        if a is not None and b is not None
-    ]
-    return scale * functools.reduce(torch.add, products)
 
 
 def open_potential(
@@ -360,15 +296,3 @@ def open_potential(
     moving = positions.requires_grad and torch.is_grad_enabled()
     found = _Potential.apply(pairs, levels - 1, moving, positions, charges, dipoles, quadrupoles)
     return found[0], found[1], found[2]
-
-
-def open_energy(
-    pairs: OpenPairs, positions: Tensor, charges: Tensor, dipoles: Tensor | None, quadrupoles: Tensor | None
-) -> Tensor:
-    """Energy of each system (eV), without self-interaction, float64, shape (members,), differentiable to any order.
-
-    The arguments are those of `open_potential`.
-    """
-    moving = positions.requires_grad and torch.is_grad_enabled()
-    energy: Tensor = _Energy.apply(pairs, moving, positions, charges, dipoles, quadrupoles)
-    return energy

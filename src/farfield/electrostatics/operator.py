@@ -21,6 +21,7 @@ from farfield.electrostatics.group_sums import EwaldSum, MeshSum, OpenSum
 from farfield.electrostatics.multipoles import Multipoles
 from farfield.electrostatics.padding import Padding
 from farfield.electrostatics.plan import CoulombPlan, MeshGroup, OpenGroup
+from farfield.electrostatics.susceptibility import Response
 
 
 def multipole_order(multipoles: Multipoles) -> int:
@@ -28,13 +29,36 @@ def multipole_order(multipoles: Multipoles) -> int:
     return 2 if multipoles.quadrupoles is not None else 1 if multipoles.dipoles is not None else 0
 
 
+def _gathered(padding: Padding, values: Tensor | None) -> Tensor | None:
+    return None if values is None else padding.gather(values)
+
+
 def _padded(padding: Padding, multipoles: Multipoles) -> Multipoles:
-    dipoles, quadrupoles = multipoles.dipoles, multipoles.quadrupoles
     return Multipoles(
         charges=padding.gather(multipoles.charges),
-        dipoles=None if dipoles is None else padding.gather(dipoles),
-        quadrupoles=None if quadrupoles is None else padding.gather(quadrupoles),
+        dipoles=_gathered(padding, multipoles.dipoles),
+        quadrupoles=_gathered(padding, multipoles.quadrupoles),
     )
+
+
+class OneShot(NamedTuple):
+    """Energies with one-shot response, and what the atoms of a batch feel and answer, without a graph.
+
+    Attributes
+    ----------
+    energy
+        ½⟨m, A m⟩ − ½⟨A m, K A m⟩ of each system (eV), float64, shape (systems,), differentiable to any order.
+    potential, gradient
+        Those of the permanent multipoles, shapes (atoms,) and (atoms, 3); None where nobody needs the gradient.
+    charges, dipoles
+        Induced ones, same shapes; None where none are induced.
+    """
+
+    energy: Float[Tensor, " systems"]
+    potential: Float[Tensor, " atoms"]
+    gradient: Float[Tensor, "atoms 3"] | None
+    charges: Float[Tensor, " atoms"] | None
+    dipoles: Float[Tensor, "atoms 3"] | None
 
 
 class Potentials(NamedTuple):
@@ -118,8 +142,24 @@ class CoulombOperator:
 
     def potential(self, multipoles: Multipoles) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Apply A: potential (atoms,), its gradient (atoms, 3) and traceless second derivatives (atoms, 3, 3)."""
+        return self._joined(multipoles, [part.potential(_padded(part.padding, multipoles)) for part in self._sums])
+
+    def energy_and_potential(
+        self, multipoles: Multipoles
+    ) -> tuple[Float[Tensor, " systems"], tuple[Tensor, Tensor | None, Tensor | None]]:
+        """Give what `energy` and `potential` do, from one sum over the atoms.
+
+        The energy needs no derivatives of the potential at the atoms, so that ``levels`` may be less than its order.
+        """
+        made = [part.energy_and_potential(_padded(part.padding, multipoles)) for part in self._sums]
+        energies = ((part.padding, energy) for part, (energy, _) in zip(self._sums, made, strict=True))
+        joined = join_systems(self._plan, energies, multipoles.charges.device)
+        return joined, self._joined(multipoles, [potential for _, potential in made])
+
+    def _joined(
+        self, multipoles: Multipoles, parts: Sequence[tuple[Tensor, Tensor | None, Tensor | None]]
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         q = multipoles.charges
-        parts = [part.potential(_padded(part.padding, multipoles)) for part in self._sums]
 
         def collect(index: int, shape: tuple[int, ...]) -> Tensor | None:
             if not parts:
@@ -134,6 +174,43 @@ class CoulombOperator:
 
         value = collect(0, (0,))
         return q if value is None else value, collect(1, (0, 3)), collect(2, (0, 3, 3))
+
+    def one_shot(self, multipoles: Multipoles, response: Response, conserve_charge: bool) -> OneShot | None:
+        """Energy of multipoles with what the atoms answer to them, found together; None where some sum cannot.
+
+        In fewer passes than from `potential`: see `farfield.electrostatics.open_energy`.
+        """
+        sums = [part for part in self._sums if isinstance(part, OpenSum) and part.finds_answers]
+        if not sums or len(sums) < len(self._sums):
+            return None
+        given = (response.softness, response.polarizability)
+        made = [
+            part.one_shot(
+                _padded(part.padding, multipoles),
+                *(_gathered(part.padding, values) for values in given),
+                conserve_charge=conserve_charge,
+            )
+            for part in sums
+        ]
+
+        def collect(blocks: Iterable[Tensor | None]) -> Tensor | None:
+            found = [(part.padding, block) for part, block in zip(sums, blocks, strict=True) if block is not None]
+            return join_atoms(self._plan, found) if found else None
+
+        directed = response.polarizability is not None or multipole_order(multipoles) > 0
+        potential = collect(block.fields[..., 0] for block in made)
+        assert potential is not None  # narrows the type
+        return OneShot(
+            energy=join_systems(
+                self._plan,
+                ((part.padding, block.energy) for part, block in zip(sums, made, strict=True)),
+                multipoles.charges.device,
+            ),
+            potential=potential,
+            gradient=collect(block.fields[..., 1:4] for block in made) if directed else None,
+            charges=None if response.softness is None else collect(block.charges for block in made),
+            dipoles=collect(block.dipoles for block in made),
+        )
 
     def energy(self, multipoles: Multipoles) -> Float[Tensor, " systems"]:
         """½⟨m, A m⟩ of each system (eV), float64."""

@@ -17,7 +17,6 @@ The functional is written with potentials x that induced multipoles m = K x belo
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,82 +30,15 @@ from farfield.atoms.batch import AtomicBatch
 from farfield.atoms.frames import completed_cells
 from farfield.electrostatics.checks import check_multipole_shapes, check_multipole_values
 from farfield.electrostatics.coulomb import Coulomb
-from farfield.electrostatics.group_sums import pair_energies
 from farfield.electrostatics.multipoles import Multipoles
 from farfield.electrostatics.operator import CoulombOperator, multipole_order
 from farfield.electrostatics.plan import CoulombPlan
 from farfield.electrostatics.response_checks import check_per_system, check_response_shapes, check_response_values
+from farfield.electrostatics.response_result import Parts, ResponseResult, parts_of
 from farfield.electrostatics.self_consistent import DEFAULT_TOLERANCES, InducedSystem
 from farfield.electrostatics.susceptibility import Response, Susceptibility
 
 MODES = ("one-shot", "scf")
-
-
-@dataclass(frozen=True, eq=False)
-class ResponseResult:
-    """Energies (eV), shape (systems,), float64, and what they are made of, with its graph; all of it latent.
-
-    Attributes
-    ----------
-    energy
-        E_total, of which all else is a derivative.
-    permanent_energy
-        Of the permanent multipoles among themselves.
-    response_energy
-        U_κ + U_α, or what the self-consistent minimum adds.
-    field_energy
-        −F·P_perm (without F·Σq̃r along periodic directions).
-    potential, field
-        Potential (V) and field (V/Å) of the permanent multipoles at the atoms, shapes (atoms,) and (atoms, 3); the
-        external field is not in them. The field is None where no dipoles are induced and none are given.
-    iterations
-        Steps of the self-consistent solution, 0 for one shot.
-    residual
-        What is left of the self-consistent equations, relative, shape (systems,).
-    """
-
-    energy: Float[Tensor, " systems"]
-    permanent_energy: Float[Tensor, " systems"]
-    response_energy: Float[Tensor, " systems"]
-    field_energy: Float[Tensor, " systems"]
-    potential: Float[Tensor, " atoms"]
-    field: Float[Tensor, "atoms 3"] | None
-    iterations: int
-    residual: Float[Tensor, " systems"]
-    _find_induced: Callable[[], Multipoles] = dataclasses.field(kw_only=True, repr=False)
-    _find_shares: Callable[[Multipoles], tuple[Tensor, Tensor]] = dataclasses.field(kw_only=True, repr=False)
-
-    def detached(self) -> ResponseResult:
-        """Return the same without any graph."""
-        with torch.no_grad():
-            bare = self._find_induced().detached()
-        shares = tuple(share.detach() for share in self._find_shares(bare))
-        return dataclasses.replace(
-            self,
-            energy=self.energy.detach(),
-            permanent_energy=self.permanent_energy.detach(),
-            response_energy=self.response_energy.detach(),
-            field_energy=self.field_energy.detach(),
-            potential=self.potential.detach(),
-            field=None if self.field is None else self.field.detach(),
-            _find_induced=lambda: bare,
-            _find_shares=lambda _: (shares[0], shares[1]),
-        )
-
-    @functools.cached_property
-    def induced(self) -> Multipoles:
-        """Induced charges Δq (e) and dipoles Δu (e·Å, None without α), differentiable twice. Made when asked for."""
-        return self._find_induced()
-
-    @property
-    def charge_energy(self) -> Float[Tensor, " systems"]:
-        """U_κ = ½ Σ Δq (φ − F·r): what the induced charges share of the response energy."""
-        return self._find_shares(self.induced)[0]
-
-    @property
-    def dipole_energy(self) -> Float[Tensor, " systems"]:
-        """U_α = −½ Σ Δu·(E + F): what the induced dipoles share of the response energy."""
-        return self._find_shares(self.induced)[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +49,6 @@ class _Setting:
     operator: CoulombOperator
     susceptibility: Susceptibility
     on_charges: Tensor | None
-    levels: int
 
 
 class LinearResponse:
@@ -242,26 +173,53 @@ class LinearResponse:
         if not frozen:
             check_multipole_values(multipoles)
             check_response_values(response)
-        setting = self._setting(batch, multipole_order(multipoles), response, plan)
-        potential, gradient, second = setting.operator.potential(multipoles)
-        permanent = batch.sum_over_atoms(pair_energies(multipoles, potential, gradient, second))
-        drive = _drive(setting, potential, gradient, external_field)
-        in_field = torch.zeros_like(permanent)
+        in_field = batch.positions.new_zeros(batch.n_systems, dtype=torch.float64)
         if external_field is not None:
             in_field = field_energy(batch, multipoles, external_field, total_charge)
-        energy, induced, system, residual = self._respond(setting, drive)
+        order = multipole_order(multipoles)
+        operator = self._operator(batch, order, response, plan)
+        if self.mode == "one-shot" and external_field is None:
+            found = operator.one_shot(multipoles, response, self.conserve_charge)
+            if found is not None:
+                return ResponseResult(
+                    energy=found.energy,
+                    field_energy=in_field,
+                    iterations=0,
+                    residual=torch.zeros_like(in_field),
+                    _find_parts=lambda: self._solve(batch, multipoles, response, operator, None)[1],
+                    _find_bare_parts=functools.partial(parts_of, batch, found),
+                )
+        permanent, parts, system, residual = self._solve(batch, multipoles, response, operator, external_field)
         return ResponseResult(
-            energy=permanent + energy + in_field,
-            permanent_energy=permanent,
-            response_energy=energy,
+            energy=permanent + parts.response_energy + in_field,
             field_energy=in_field,
-            potential=potential,
-            field=None if gradient is None or setting.levels < 2 else -gradient,
             iterations=0 if system is None else system.iterations,
-            residual=torch.zeros_like(permanent) if residual is None else residual,
-            _find_induced=lambda: setting.susceptibility.multipoles(induced()),
-            _find_shares=lambda moments: _shares(setting, drive, moments),
+            residual=torch.zeros_like(in_field) if residual is None else residual,
+            _find_parts=lambda: parts,
         )
+
+    def _solve(
+        self,
+        batch: AtomicBatch,
+        multipoles: Multipoles,
+        response: Response,
+        operator: CoulombOperator,
+        external_field: Tensor | None,
+    ) -> tuple[Tensor, Parts, InducedSystem | None, Tensor | None]:
+        """Energy of the permanent multipoles, all else but what a field does to them, and how it was found."""
+        setting = self._setting(batch, response, operator)
+        permanent, (potential, gradient, _) = operator.energy_and_potential(multipoles)
+        drive = _drive(setting, potential, gradient, external_field)
+        energy, induced, system, residual = self._respond(setting, drive)
+        directed = multipole_order(multipoles) > 0 or response.polarizability is not None
+        parts = Parts(
+            response_energy=energy,
+            potential=potential,
+            field=-gradient if directed and gradient is not None else None,
+            find_induced=lambda: setting.susceptibility.multipoles(induced()),
+            find_shares=lambda moments: _shares(setting, drive, moments),
+        )
+        return permanent, parts, system, residual
 
     def polarizability(
         self, batch: AtomicBatch, response: Response, plan: CoulombPlan | None = None, *, order: int = 0
@@ -286,7 +244,7 @@ class LinearResponse:
         check_response_shapes(response, batch.positions)
         if plan is None:
             check_response_values(response)
-        setting = self._setting(batch, order, response, plan)
+        setting = self._setting(batch, response, self._operator(batch, order, response, plan))
         nothing = batch.positions.new_zeros(batch.n_atoms)
         K = setting.susceptibility
         columns = []
@@ -301,22 +259,25 @@ class LinearResponse:
             columns.append(moment)
         return torch.stack(columns, dim=2)
 
-    def _setting(self, batch: AtomicBatch, order: int, response: Response, plan: CoulombPlan | None) -> _Setting:
+    def _operator(
+        self, batch: AtomicBatch, order: int, response: Response, plan: CoulombPlan | None
+    ) -> CoulombOperator:
         if self.coulomb.process_group is not None:
             raise ValueError(
                 "`coulomb` has a `process_group`, but response needs all atoms of a system on one process: give a "
                 "Coulomb without one"
             )
-        susceptibility = Susceptibility(batch, response, self.conserve_charge)
         # Gradients of the field of charges need the reciprocal vectors that induced dipoles need.
-        highest = max(order, int(susceptibility.has_dipoles))
-        levels = max(order, int(susceptibility.has_dipoles)) + 1
-        operator = self.coulomb.operator(batch, plan, order=highest, levels=levels)
+        highest = max(order, int(response.polarizability is not None))
+        return self.coulomb.operator(batch, plan, order=highest, levels=min(highest, 1) + 1)
+
+    def _setting(self, batch: AtomicBatch, response: Response, operator: CoulombOperator) -> _Setting:
+        susceptibility = Susceptibility(batch, response, self.conserve_charge)
         on_charges = None
         if self.field_on_charges and susceptibility.has_charges:
             opened = (~batch.pbc.any(dim=1))[batch.system, None]
             on_charges = torch.where(opened, _from_centre(batch), 0.0)
-        return _Setting(batch, operator, susceptibility, on_charges, levels)
+        return _Setting(batch, operator, susceptibility, on_charges)
 
     def _respond(
         self, setting: _Setting, drive: Tensor

@@ -11,13 +11,14 @@ from typing import Any, Self
 import numpy as np
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from farfield.atoms.batch import AtomicBatch
 from farfield.electrostatics.checks import check_batch_shapes, check_batch_values, check_order, check_positions
 from farfield.electrostatics.distributed import check_process_group, check_same, everywhere, ranks_of, together
-from farfield.electrostatics.plan import CoulombPlan, Seen, make_plan
+from farfield.electrostatics.plan import CoulombPlan, Seen
+from farfield.electrostatics.planning import make_plan
 
 _METHODS = ("auto", "open", "ewald", "mesh")
 
@@ -33,6 +34,14 @@ class _KeptPlan:
     pbc: Tensor
     system: Tensor
     dtype: torch.dtype
+    charged: Tensor
+
+    def is_fine_for(self, charged: Tensor) -> bool:
+        """Whether systems of a batch that it fits, in which charges do not lead, have the meshes for that.
+
+        Others may have them, too: so energies do not jump back and forth where charges hardly lead.
+        """
+        return bool((charged | ~self.charged).all())
 
     def fits(self, batch: AtomicBatch) -> bool:
         """Whether a batch would get the same plan if it has room: the same systems in the same cells."""
@@ -48,6 +57,17 @@ class _KeptPlan:
             return self
         plan = dataclasses.replace(self.plan, cell=Seen(batch.cell))
         return dataclasses.replace(self, plan=plan, seen=_seen(batch))
+
+
+def _flags(charged: bool | Tensor, batch: AtomicBatch) -> Tensor:
+    """Flag of each system, on the CPU."""
+    flags = torch.as_tensor(charged, dtype=torch.bool, device="cpu")
+    if flags.ndim and flags.shape != (batch.n_systems,):
+        raise ValueError(
+            f"`charged` has the shape {tuple(flags.shape)} but the batch has {batch.n_systems} systems: give one flag, "
+            "or one each"
+        )
+    return flags.expand(batch.n_systems)
 
 
 def _seen(batch: AtomicBatch) -> tuple[Seen, Seen, Seen]:
@@ -141,11 +161,15 @@ class Solver:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.config().items())})"
 
-    def _make_plan(self, batch: AtomicBatch, smearing: np.ndarray, order: int) -> CoulombPlan:
+    def _make_plan(self, batch: AtomicBatch, smearing: np.ndarray, order: int, charged: np.ndarray) -> CoulombPlan:
         """Plan a checked batch whose systems have these σ (Å)."""
-        return make_plan(batch, smearing, self.accuracy, self.method, order=order, ranks=self.process_group)
+        return make_plan(
+            batch, smearing, self.accuracy, self.method, order=order, charged=charged, ranks=self.process_group
+        )
 
-    def prepare(self, batch: AtomicBatch, order: int = 0) -> CoulombPlan:
+    def prepare(
+        self, batch: AtomicBatch, order: int = 0, charged: bool | Bool[Tensor, " systems"] = True
+    ) -> CoulombPlan:
         """Check a batch and settle how it will be summed.
 
         The plan depends on which atoms belong to which system, on the cells and on ``pbc``, and for slabs and wires on
@@ -161,6 +185,10 @@ class Solver:
         order
             Highest multipoles for which ``method="auto"`` takes the fastest sum: 0 charges, 1 dipoles, 2 quadrupoles.
             The plan is good for all.
+        charged
+            Whether charges lead among the multipoles to be summed: in each system, or in all, shape (systems,). Forces
+            between dipoles or quadrupoles alone are so small that a mesh for the same ``accuracy`` is finer: False
+            makes it. A call without a plan looks at the multipoles. Ewald sums are good for all.
 
         Returns
         -------
@@ -171,13 +199,15 @@ class Solver:
         ------
         ValueError
             For wrong shapes, positions or periodic cells that are not finite, a zero or degenerate cell vector on a
-            periodic axis, a batch that does not fit ``smearing`` or ``method``, another order.
+            periodic axis, a batch that does not fit ``smearing`` or ``method``, another order, ``charged`` of another
+            shape.
         TypeError
             For wrong dtypes.
         """
         with together(self.process_group) as same:
             self._check_batch(batch)
             check_order(order)
+            flags = _flags(charged, batch)
             same["the number of systems"], same["`order`"] = batch.n_systems, order
             same["`accuracy`"], same["`method`"] = self.accuracy, _METHODS.index(self.method)
             same["bits of `positions.dtype`"] = torch.finfo(batch.positions.dtype).bits
@@ -187,8 +217,9 @@ class Solver:
         if self.process_group is not None:
             check_same("smearing", smearing, self.process_group)
             check_same("pbc", batch.pbc, self.process_group)
+            check_same("charged", flags, self.process_group)
             check_same("cell", batch.cell.detach().where(batch.pbc[..., None], 0.0), self.process_group)
-        return self._make_plan(batch, smearing.numpy(), order)
+        return self._make_plan(batch, smearing.numpy(), order, flags.numpy())
 
     def _check_batch(self, batch: AtomicBatch) -> None:
         check_batch_shapes(batch)
@@ -204,9 +235,11 @@ class Solver:
                 f"`smearing` has {len(self.smearing)} values but the batch has {batch.n_systems} systems: give one each"
             )
 
-    def _checked_plan(self, batch: AtomicBatch, plan: CoulombPlan | None, order: int = 0) -> CoulombPlan:
+    def _checked_plan(
+        self, batch: AtomicBatch, plan: CoulombPlan | None, order: int = 0, charged: bool | Tensor = True
+    ) -> CoulombPlan:
         if plan is None:
-            return self.plan_of(batch, order)
+            return self.plan_of(batch, order, charged)
         with together(self.process_group):
             self._check_plan(batch, plan)
         return plan
@@ -228,23 +261,33 @@ class Solver:
                 "call prepare(batch) again"
             )
 
-    def plan_of(self, batch: AtomicBatch, order: int = 0) -> CoulombPlan:
-        """Return the plan of the last batch where it fits this one, else a new one; ``order`` as in `prepare`."""
+    def plan_of(
+        self, batch: AtomicBatch, order: int = 0, charged: bool | Bool[Tensor, " systems"] = True
+    ) -> CoulombPlan:
+        """Return the plan of the last batch where it fits this one, else a new one; arguments as in `prepare`."""
         kept, ranks = self._kept, self.process_group
         settings = (*self._plan_settings(), order if self.method == "auto" else 0)
         with together(ranks):
             check_batch_shapes(batch)
-            fits = kept is not None and kept.settings == settings and kept.fits(batch)
+            flags = _flags(charged, batch)
+            fits = kept is not None and kept.settings == settings and kept.fits(batch) and kept.is_fine_for(flags)
         if everywhere(fits, ranks) and kept is not None and kept.plan.has_room(batch, ranks):
             with together(ranks):
                 check_positions(batch)
             self._kept = kept.seen_with(batch)
             return self._kept.plan
-        plan = self.prepare(batch, order)
+        plan = self.prepare(batch, order, charged)
         if not torch.is_inference_mode_enabled():  # what is made there cannot take part in a graph later
             cell = batch.cell.detach().clone()
             self._kept = _KeptPlan(
-                plan, settings, _seen(batch), cell, batch.pbc.clone(), batch.system.clone(), batch.positions.dtype
+                plan,
+                settings,
+                _seen(batch),
+                cell,
+                batch.pbc.clone(),
+                batch.system.clone(),
+                batch.positions.dtype,
+                flags,
             )
         return plan
 
