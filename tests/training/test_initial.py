@@ -127,6 +127,19 @@ def test_heads_that_the_old_model_lacks_start_fresh(data: Path, old: Path, tmp_p
     assert bool((now.long_range_energy < before.long_range_energy).all())
 
 
+def test_new_heads_may_bring_their_own_vectors(data: Path, old: Path, tmp_path: Path) -> None:
+    """Permanent dipoles of a backbone that gives scalars only, from bonds; where no head reads bonds they differ."""
+    bonds = {"bond_cutoff": 2.0, "bond_channels": 4}
+    far = small_config(data, tmp_path)["model"]["long_range"] | bonds
+    trainer = fresh(data, tmp_path, old, long_range=far | {"dipoles": True})
+    batch = collate(list(trainer.data.train)).batch
+    before, now = Model.from_file(old).potential(batch), trainer.potential(batch)
+    assert torch.equal(before.multipoles.charges, now.multipoles.charges)
+    assert bool((now.multipoles.dipoles != 0).any())
+    with pytest.raises(ConfigError, match=r"model\.long_range \['bond_channels', 'bond_cutoff'\]"):
+        fresh(data, tmp_path, old, long_range=far)
+
+
 def test_another_backbone_or_a_missing_model_is_refused(data: Path, old: Path, tmp_path: Path) -> None:
     backbone = small_config(data, tmp_path)["model"]["backbone"] | {"n_features": 5}
     with pytest.raises(ConfigError, match=r"initial: .*model\.backbone \['n_features'\]: \{'n_features': 6\}"):

@@ -35,8 +35,9 @@ def start_from(
 
     The backbones must be alike. A long range of the trained model is taken over where the potential has an equal one;
     it is left out where the potential has none; where only the potential has one it keeps its fresh weights, and so do
-    heads that only the potential has (dipoles, quadrupoles, induced charges and dipoles). With another ``charge_scale``
-    the multipoles stay the same and are learned at another rate. Reference energies of ``least-squares`` are fitted
+    heads that only the potential has (dipoles, quadrupoles, induced charges and dipoles), with the vectors and tensors
+    that these make from bonds. With another ``charge_scale`` the multipoles stay the same and are learned at another
+    rate. Reference energies of ``least-squares`` are fitted
     anew to what the old model leaves of the new labels, since levels of theory differ in these above all.
 
     Parameters
@@ -98,6 +99,8 @@ def start_from(
 def _added(mine: dict[str, Any], theirs: dict[str, Any]) -> set[str]:
     """Name the settings of heads that come anew: these may differ from those of the old model."""
     added = {head for head in _HEADS if mine[head] and not theirs[head]}
+    if added and theirs["bond_cutoff"] is None:
+        added |= {"bond_cutoff", "bond_channels"}  # vectors and tensors that only new heads read
     answers = theirs["induced_charges"] or theirs["induced_dipoles"]
     return added if answers else added | _RESPONSE
 
