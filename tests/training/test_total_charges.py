@@ -1,0 +1,64 @@
+"""Sets that mix total charges: the same places, other charges."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.io import write
+from small_training import clusters, small_config
+
+from farfield.atoms.structures import from_ase
+from farfield.datasets.dataset import collate
+from farfield.electrostatics.coulomb import Coulomb
+from farfield.electrostatics.multipoles import Multipoles
+from farfield.training.loop import Trainer
+from farfield.training.losses import loss_of
+from farfield.training.reading import parse_config
+
+
+def charge_states() -> list[Atoms]:
+    """Each cluster neutral and with a charge that all atoms share, with energies and forces of its charges."""
+    frames = []
+    for atoms in clusters(6):
+        oxygens = atoms.numbers == 8
+        hydrogens = ~oxygens
+        for total in (0, 1):
+            charges = np.where(oxygens, -0.5 * hydrogens.sum() / oxygens.sum(), 0.5) + total / len(atoms)
+            batch = from_ase(atoms)
+            batch = batch.replace(positions=batch.positions.requires_grad_())
+            energy = Coulomb(1.0)(batch, Multipoles(torch.tensor(charges))).energy.sum()
+            (gradient,) = torch.autograd.grad(energy, batch.positions)
+            frame = Atoms(atoms.numbers, atoms.positions, info={"energy": energy.item(), "total_charge": total})
+            frame.arrays["forces"] = -gradient.numpy()
+            frames.append(frame)
+    return frames
+
+
+@pytest.mark.parametrize("rule", ["feature", "constraint"])
+def test_a_model_that_is_told_the_total_charge_tells_charge_states_apart(tmp_path: Path, rule: str) -> None:
+    """A model that is not told makes the same of both: at best their mean, half the difference away from each."""
+    frames = charge_states()
+    path = tmp_path / "states.extxyz"
+    write(path, frames)
+    config = small_config(path, tmp_path, precision="float64", loss={"stages": [{"energy": 1, "forces": 1}]})
+    config["data"] = {"train": str(path), "total_charge": "total_charge"}
+    config["model"]["long_range"] |= {"total_charge": rule}
+    trainer = Trainer(parse_config(config), quiet=True)
+    sample = collate(list(trainer.data.train))
+    half = 0.5 * (sample.labels["energy"][1::2] - sample.labels["energy"][::2]) / sample.batch.counts[::2]
+    change = torch.cat(
+        [torch.from_numpy(b.arrays["forces"] - a.arrays["forces"]) for a, b in zip(*[iter(frames)] * 2, strict=True)]
+    )
+    floor = float(half.square().mean() + (0.5 * change).square().mean())
+    optimizer = torch.optim.Adam(trainer.potential.parameters(), lr=0.02)
+    for _ in range(150):
+        optimizer.zero_grad()
+        errors = trainer.module.errors(trainer.potential, sample, create_graph=True)
+        loss = loss_of(errors, trainer.module.weights, trainer.module.loss_config)
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.2 * floor
