@@ -292,7 +292,7 @@ def main() -> None:
         for member in members:
             member.info["kind"] = kind
     write(arguments.output, [member for members in kinds.values() for member in members], format="extxyz")
-    print(f"{len(frames)} frames, {len(probed)} with probes, {len(ions)} ions in {arguments.output}", flush=True)
+    print(f"{len(frames)} molecules and {len(ions)} ions in {arguments.output}, {len(probed)} probed ones beside it")
 
 
 if __name__ == "__main__":

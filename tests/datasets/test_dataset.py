@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_training import clusters, write_clusters
 
-from farfield.datasets.dataset import Dataset, collate, label_structures, load_dataset, select_frames
+from farfield.datasets.dataset import INTERACTIONS, Dataset, collate, label_structures, load_dataset, select_frames
 from farfield.datasets.quantities import OWN_UNITS, Columns, Conventions, Units, conversion
 from farfield.datasets.registry import DATASETS, find_dataset, resolve_data
 
@@ -86,7 +86,7 @@ def test_default_columns_are_those_of_the_shared_files(tmp_path: Path) -> None:
     write(tmp_path / "data.extxyz", [atoms, atoms])
     dataset = load_dataset(tmp_path / "data.extxyz")
     labels = dataset[1].labels
-    assert dataset.labels == set(OWN_UNITS) - {"positions"}
+    assert dataset.labels == set(OWN_UNITS) - {"positions", *INTERACTIONS}
     assert labels["energy"].tolist() == [-3.5]
     np.testing.assert_allclose(labels["forces"], atoms.get_forces(), atol=1e-8)
     # ASE's Voigt order is xx yy zz yz xz xy

@@ -22,6 +22,8 @@ from farfield.electrostatics.mesh import MeshGeometry, influence
 from farfield.electrostatics.mesh_error import force_error, typical_force
 from farfield.electrostatics.multipoles import Multipoles
 from farfield.electrostatics.plan import MeshGroup
+from farfield.electrostatics.response import LinearResponse
+from farfield.electrostatics.susceptibility import Response
 from farfield.units import COULOMB_CONSTANT
 
 EYE = torch.eye(3, dtype=torch.float64)
@@ -106,6 +108,22 @@ def test_accuracy_holds_without_charges_that_lead(make, which):
     )
     for smearing, accuracy in ((1.0, 1e-2), (1.0, 1e-4), (0.7, 1e-4), (2.0, 1e-4), (1.0, 1e-6)):
         assert error_of(batch, multipoles, smearing, accuracy) < accuracy, (smearing, accuracy)
+
+
+def test_accuracy_holds_with_response():
+    """Of dipoles without charges, which polarize a little: response plans as `Coulomb` does."""
+    batch, charges = water()
+    multipoles = Multipoles(torch.zeros_like(charges), random_multipoles(batch.n_atoms).dipoles)
+    response = Response(None, torch.full_like(charges, 1e-3))
+
+    def forces(accuracy: float, method: str) -> torch.Tensor:
+        positions = batch.positions.clone().requires_grad_()
+        solver = LinearResponse(Coulomb(accuracy=accuracy, method=method))
+        energy = solver(batch.replace(positions=positions), multipoles, response).energy.sum()
+        return -torch.autograd.grad(energy, positions)[0]
+
+    exact = forces(1e-7, "ewald")
+    assert float((forces(1e-4, "mesh") - exact).norm() / exact.norm()) < 1e-4
 
 
 @pytest.mark.parametrize("atoms", [2, 3, 5])

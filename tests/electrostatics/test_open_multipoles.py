@@ -287,3 +287,32 @@ def test_the_plain_sum_serves_small_batches_and_what_numba_cannot(systems, monke
     assert not OpenPairs.suit(positions.to("meta"))
     monkeypatch.setattr(open_multipoles, "kernels_for", lambda device: None)
     assert not OpenPairs.suit(positions)
+
+
+def test_gradients_share_no_memory_with_what_is_kept(monkeypatch):
+    """Whoever gets them may change them in place, or add the next ones to them."""
+    monkeypatch.setattr(open_multipoles, "LEAST_PAIRS", 0)
+    batch = concatenate([random_system(5, seed=seed, size=3.0) for seed in (1, 2)])
+    positions = batch.positions.clone().requires_grad_()
+    energy = Coulomb()(batch.replace(positions=positions), random_multipoles(10), outputs="energy").energy.sum()
+    (gradient,) = torch.autograd.grad(energy, positions, retain_graph=True)
+    expected = gradient.clone()
+    gradient.neg_()
+    torch.testing.assert_close(torch.autograd.grad(energy, positions, retain_graph=True)[0], expected)
+    for _ in range(3):
+        energy.backward(retain_graph=True)
+    torch.testing.assert_close(positions.grad, 3 * expected)
+
+
+@pytest.mark.parametrize("least", [0, 1 << 40])
+def test_what_is_asked_without_a_graph_first_has_one_later(least, monkeypatch):
+    monkeypatch.setattr(open_multipoles, "LEAST_PAIRS", least)
+    batch = random_system(6, size=3.0)
+    batch = batch.replace(positions=batch.positions.requires_grad_())
+    few = torch.full((6,), 0.02, dtype=torch.float64)
+    result = LinearResponse(Coulomb())(batch, random_multipoles(6), Response(few, few))
+    with torch.no_grad():
+        assert not bool(result.response_energy.isnan())
+        assert result.induced is not None
+    assert result.potential.requires_grad
+    assert result.induced.charges.requires_grad

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from electrostatic_systems import TRICLINIC, random_multipoles, random_system
@@ -86,6 +87,17 @@ def test_a_change_in_place_is_seen(counted):
     batch.cell.mul_(1.1)
     coulomb(batch, multipoles)
     assert len(made) == 2
+
+
+@pytest.mark.parametrize("method", ["ewald", "mesh"])
+def test_a_change_of_memory_that_torch_does_not_know_of_is_seen(method):
+    edges = 9.0 * np.eye(3)
+    batch, multipoles = random_system(20, torch.from_numpy(edges)), random_multipoles(20)
+    batch, coulomb = batch.replace(cell=torch.from_numpy(edges)[None]), Coulomb(method=method)
+    before = coulomb(batch, multipoles).energy
+    edges *= 1.3
+    assert float((coulomb(batch, multipoles).energy - before).abs()) > 1e-3
+    torch.testing.assert_close(coulomb(batch, multipoles).energy, Coulomb(method=method)(batch, multipoles).energy)
 
 
 def test_a_plan_made_in_inference_mode_is_not_kept():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import ase.units
 import numpy as np
 import pytest
 import torch
@@ -16,9 +17,11 @@ from farfield.atoms.batch import concatenate
 from farfield.atoms.structures import from_ase
 from farfield.card import ModelCard
 from farfield.datasets.dataset import Sample, collate, label_structures
+from farfield.datasets.quantities import Units
 from farfield.electrostatics.coulomb import Coulomb
 from farfield.electrostatics.multipoles import Multipoles
-from farfield.model import Model
+from farfield.model import Model, load
+from farfield.training import train
 from farfield.training.config import INTERACTION_PARTS
 from farfield.training.data import load_training_data
 from farfield.training.loop import Trainer
@@ -49,10 +52,12 @@ def pairs(n: int = 4, *, distance: float = 2.4) -> list[Atoms]:
     return frames
 
 
-def trainer_of(folder: Path, frames: list[Atoms], *, sign: int = 1, **long_range: Any) -> Trainer:
+def trainer_of(
+    folder: Path, frames: list[Atoms], *, sign: int = 1, weights: dict[str, float] = WEIGHTS, **long_range: Any
+) -> Trainer:
     path = folder / "data.extxyz"
     write(path, frames)
-    config = small_config(path, folder, loss={"stages": [WEIGHTS]}, precision="float64")
+    config = small_config(path, folder, loss={"stages": [weights]}, precision="float64")
     config["data"] = {"train": str(path), "total_charge": "charge"}
     config["model"]["long_range"] = {"n_hidden": [6], "total_charge": "constraint", **long_range}
     trainer = Trainer(parse_config(config), quiet=True)
@@ -101,8 +106,11 @@ def test_the_whole_is_compared_less_its_fragments(tmp_path: Path, sign: int) -> 
     assert loss_in(exact, sample).item() < 1e-16  # the files have eight digits
 
 
-def test_gradients_are_those_of_finite_differences(tmp_path: Path) -> None:
-    trainer = trainer_of(tmp_path, pairs(2), induced_dipoles=True)
+@pytest.mark.parametrize("part", INTERACTION_PARTS)
+def test_gradients_are_those_of_finite_differences(tmp_path: Path, part: str) -> None:
+    """Of one part alone, without any total energies or forces."""
+    weights = {"energy": 0, "forces": 0, part: 1}
+    trainer = trainer_of(tmp_path, pairs(2), weights=weights, induced_dipoles=True)
     sample = collate(list(trainer.data.train))
     parameters = [p for p in trainer.potential.parameters() if p.requires_grad]
     gradients = torch.autograd.grad(loss_in(trainer, sample), parameters, allow_unused=True, materialize_grads=True)
@@ -133,11 +141,48 @@ def test_frames_without_fragments_count_for_nothing(tmp_path: Path) -> None:
 
 
 def test_fragments_are_left_out_where_nothing_is_trained_on_them(tmp_path: Path) -> None:
+    """Nor are labels of that name read that some other file has, without fragments."""
     frames = pairs(2)
+    for atoms in frames:
+        atoms.info["energy"] = 0.0
+    del frames[0].arrays["fragment"]
     write(tmp_path / "data.extxyz", frames)
     config = small_config(tmp_path / "data.extxyz", tmp_path, loss={"stages": [{"energy": 1, "forces": 0}]})
     config["data"] = {"train": str(tmp_path / "data.extxyz")}
     assert all(sample.fragments is None for sample in load_training_data(parse_config(config)).train)
+
+
+def test_sets_to_validate_and_to_test_on_need_no_fragments(tmp_path: Path) -> None:
+    """A whole training: on pairs and plain clusters, judged by plain clusters; logs and card have the errors."""
+    plain = clusters(6)
+    for atoms in plain:
+        atoms.info["charge"] = 0
+    write(tmp_path / "train.extxyz", [*plain[:4], *pairs(2)])
+    write(tmp_path / "plain.extxyz", plain[4:])
+    config = small_config(tmp_path / "train.extxyz", tmp_path, epochs=2, loss={"stages": [{**WEIGHTS, "forces": 1}]})
+    other = str(tmp_path / "plain.extxyz")
+    config["data"] = {
+        "train": str(tmp_path / "train.extxyz"), "validation": other, "test": other, "total_charge": "charge"
+    }  # fmt: skip
+    result = train(config, quiet=True)
+    assert result.model is not None
+    metrics = load(result.model).card.metrics
+    assert metrics["train"]["interaction_forces_rmse (meV/Å)"] > 0
+    assert not any("interaction" in name for name in metrics["validation"])
+
+
+def test_labels_are_read_in_their_units_and_kept_in_float64() -> None:
+    units = Units(interaction_energy="meV", interaction_forces="kcal/mol/Å")
+    dataset = label_structures(pairs(3), dtype=torch.float32, units=units, fragments=True).subset([2, 0])
+    sample = collate(list(dataset.with_neighbors(3.0).with_neighbors(2.0)))
+    given = [pairs(3)[i] for i in (2, 0)]
+    energies = torch.tensor([1e-3 * atoms.info["interaction_energy"] for atoms in given], dtype=torch.float64)
+    torch.testing.assert_close(sample.labels["interaction_energy"], energies)
+    forces = np.concatenate([atoms.arrays["interaction_forces"] for atoms in given]) * ase.units.kcal / ase.units.mol
+    torch.testing.assert_close(sample.labels["interaction_forces"], torch.tensor(forces, dtype=torch.float32))
+    assert sample.fragments is not None
+    assert sample.fragments.batch.neighbors.cutoff == 2.0
+    torch.testing.assert_close(sample.fragments.batch.positions, sample.batch.positions[sample.fragments.atoms])
 
 
 @pytest.mark.parametrize(
@@ -146,22 +191,25 @@ def test_fragments_are_left_out_where_nothing_is_trained_on_them(tmp_path: Path)
         (lambda atoms: atoms.arrays.pop("fragment"), "no array 'fragment'"),
         (lambda atoms: atoms.arrays.update(fragment=np.zeros(len(atoms))), "two or more"),
         (lambda atoms: atoms.arrays.update(fragment=2 * atoms.arrays["fragment"]), "without a gap"),
-        (lambda atoms: atoms.info.pop("fragment_charges"), r"fragment_charges'\] is \[\]"),
+        (lambda atoms: atoms.info.pop("fragment_charges"), r"fragment_charges.\] is \(\)"),
         (lambda atoms: atoms.info.update(fragment_charges=[1, 1]), "together 1"),
+        (lambda atoms: atoms.info.update(fragment_charges=[np.nan, 1]), "together 1"),
+        (lambda atoms: atoms.info.update(fragment_charges="0 one"), "together 1"),
+        (lambda atoms: atoms.arrays.update(fragment=np.zeros((len(atoms), 2))), "must have the shape"),
     ],
 )
 def test_fragments_that_are_none_are_refused(change: Any, message: str) -> None:
     frames = pairs(2)
     change(frames[1])
     with pytest.raises(ValueError, match=message) as error:
-        label_structures(frames, total_charge="charge", name="my file")
+        label_structures(frames, total_charge="charge", fragments=True, name="my file")
     assert "my file, frame 1" in str(error.value)
 
 
 def test_charges_of_fragments_are_asked_for_only_where_totals_are() -> None:
     frames = pairs(1)
     del frames[0].info["fragment_charges"]
-    fragments = label_structures(frames)[0].fragments
+    fragments = label_structures(frames, fragments=True)[0].fragments
     assert fragments is not None
     assert fragments.batch.total_charge is None
     counts = np.bincount(frames[0].arrays["fragment"])
@@ -187,7 +235,7 @@ def test_charges_are_learned_from_interactions_alone(tmp_path: Path) -> None:
         forces = -(gradient[:6] + gradient[6:]).numpy()
         atoms.arrays["fragment"] = np.repeat([0, 1], 3)
         atoms.arrays["interaction_forces"] = forces
-        atoms.info = {"energy": 0.0, "interaction_energy": energy.item(), "charge": 0, "fragment_charges": [0, 0]}
+        atoms.info = {"interaction_energy": energy.item(), "charge": 0, "fragment_charges": [0, 0]}
         frames.append(atoms)
     trainer = trainer_of(tmp_path, frames)
     optimizer = torch.optim.Adam(trainer.potential.parameters(), lr=0.02)

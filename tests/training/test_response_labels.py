@@ -19,7 +19,7 @@ from farfield.datasets.dataset import Sample, collate
 from farfield.model import Model
 from farfield.training import train
 from farfield.training.checkpoint import load_checkpoint, save_checkpoint
-from farfield.training.config import LONG_RANGE_PARTS, RESPONSE_PARTS, ConfigError
+from farfield.training.config import INTERACTION_PARTS, LONG_RANGE_PARTS, RESPONSE_PARTS, ConfigError
 from farfield.training.data import load_training_data
 from farfield.training.loop import Trainer
 from farfield.training.losses import loss_of
@@ -224,7 +224,7 @@ def test_a_checkpoint_from_before_goes_on(tmp_path: Path) -> None:
     state = {key: value for key, value in state.items() if key not in ("format", "gauge_sign")}
     state["sums"] = state["sums"][:3]
     for stage in (*state["config"]["loss"]["stages"], state["config"]["loss"]["delta"]):
-        for part in LONG_RANGE_PARTS:
+        for part in (*LONG_RANGE_PARTS, *INTERACTION_PARTS):
             del stage[part]
     save_checkpoint(checkpoint, state)
     assert train({**config, "epochs": 2}, resume=True, quiet=True).epochs == 2

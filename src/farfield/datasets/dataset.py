@@ -39,6 +39,9 @@ LABEL_SHAPES: dict[str, tuple[int, ...]] = {
     "interaction_forces": (-1, 3),
 }
 
+#: Labels that compare a system with its fragments.
+INTERACTIONS = ("interaction_energy", "interaction_forces")
+
 #: Labels that stay in float64, being sums over many atoms.
 IN_FLOAT64 = ("energy", "interaction_energy")
 
@@ -126,14 +129,9 @@ class Dataset:
         for sample in self.samples:
             pairs = sample.batch.neighbors
             kept = pairs is not None and pairs.cutoff == cutoff
-            if not kept:
-                fragments = sample.fragments
-                sample = Sample(
-                    find_neighbors(sample.batch, cutoff),
-                    sample.labels,
-                    None if fragments is None else fragments.with_neighbors(cutoff),
-                )
-            samples.append(sample)
+            batch = sample.batch if kept else find_neighbors(sample.batch, cutoff)
+            apart = None if sample.fragments is None else sample.fragments.with_neighbors(cutoff)
+            samples.append(Sample(batch, sample.labels, apart))
         return Dataset(samples, self.name, self.info)
 
     @property
@@ -192,6 +190,7 @@ def label_structures(
     conventions: Conventions | None = None,
     dtype: torch.dtype = torch.float64,
     total_charge: str | None = None,
+    fragments: bool = False,
     name: str = "data",
 ) -> Dataset:
     """Turn ASE structures into samples with labels.
@@ -206,6 +205,8 @@ def label_structures(
         Floating-point type of positions and labels; energies stay in float64.
     total_charge
         Key of ``atoms.info`` with the total charge (e), where the model is to know it.
+    fragments
+        Read interaction energies and forces, too, and the fragments that they are about.
     name
         Where the structures come from, for messages.
 
@@ -228,14 +229,14 @@ def label_structures(
             batch = batch.replace(positions=batch.positions * scale, cell=batch.cell * scale)
         labels = {}
         for quantity in LABEL_SHAPES:
+            if quantity in INTERACTIONS and not fragments:
+                continue
             value = _lookup(atoms, getattr(columns, quantity))
             if value is not None:
                 label = _label(value, quantity, len(atoms), factors[quantity], conventions, where)
                 labels[quantity] = label if quantity in IN_FLOAT64 else label.to(dtype)
-        fragments = None
-        if labels.keys() & {"interaction_energy", "interaction_forces"}:
-            fragments = fragments_of(atoms, batch, where)
-        samples.append(Sample(batch, labels, fragments))
+        apart = fragments_of(atoms, batch, where) if labels.keys() & {*INTERACTIONS} else None
+        samples.append(Sample(batch, labels, apart))
         info.append(dict(atoms.info))
     return Dataset(samples, name, info)
 
@@ -298,6 +299,7 @@ def load_dataset(
     conventions: Conventions | None = None,
     dtype: torch.dtype = torch.float64,
     total_charge: str | None = None,
+    fragments: bool = False,
     select: dict[str, Any] | None = None,
 ) -> Dataset:
     """Read a registered set or a file into samples with labels.
@@ -309,7 +311,7 @@ def load_dataset(
     columns, units, conventions
         Names, units and index orders of the labels. By default those of the registry's entry, else of the shared
         files.
-    dtype, total_charge
+    dtype, total_charge, fragments
         See `label_structures`.
     select
         Arguments of `select_frames`.
@@ -337,5 +339,6 @@ def load_dataset(
         conventions=conventions,
         dtype=dtype,
         total_charge=total_charge,
+        fragments=fragments,
         name=str(data),
     )

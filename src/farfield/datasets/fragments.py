@@ -47,7 +47,10 @@ class Fragments:
         return Fragments(self.batch.to(device), self.atoms.to(device), self.systems.to(device))
 
     def with_neighbors(self, cutoff: float) -> Fragments:
-        """Return the fragments with neighbours within ``cutoff`` (Å)."""
+        """Return the fragments with neighbours within ``cutoff`` (Å); lists that are there already are kept."""
+        pairs = self.batch.neighbors
+        if pairs is not None and pairs.cutoff == cutoff:
+            return self
         return dataclasses.replace(self, batch=find_neighbors(self.batch, cutoff))
 
 
@@ -74,21 +77,25 @@ def fragments_of(atoms: Atoms, whole: AtomicBatch, where: str) -> Fragments:
             f"{where}: has an interaction energy or forces but no array 'fragment': give the number of each atom's "
             "fragment, or leave these labels out (data.columns, null)"
         )
-    fragment = np.asarray(atoms.arrays["fragment"]).reshape(-1)
+    fragment = np.asarray(atoms.arrays["fragment"])
     numbers = np.unique(fragment)
-    if len(numbers) < 2 or not np.array_equal(numbers, np.arange(len(numbers))):
+    if fragment.shape != (len(atoms),) or len(numbers) < 2 or not np.array_equal(numbers, np.arange(len(numbers))):
         raise ValueError(
-            f"{where}: the array 'fragment' has the values {numbers[:8].tolist()}, but must number two or more "
-            "fragments from 0 without a gap"
+            f"{where}: the array 'fragment' has the shape {fragment.shape} and the values {numbers[:8].tolist()}, but "
+            f"must have the shape {(len(atoms),)} and number two or more fragments from 0 without a gap"
         )
     order = np.argsort(fragment, kind="stable")
     charges = None
     if whole.total_charge is not None:
-        given = np.asarray(atoms.info.get("fragment_charges", ()), dtype=np.float64).reshape(-1)
+        stated = atoms.info.get("fragment_charges", ())
+        try:
+            given = np.asarray(stated, dtype=np.float64).reshape(-1)
+        except (TypeError, ValueError):
+            given = np.full(1, np.nan)
         total = float(whole.total_charge[0])
-        if len(given) != len(numbers) or abs(given.sum() - total) > 1e-6:
+        if len(given) != len(numbers) or not abs(given.sum() - total) <= 1e-6:
             raise ValueError(
-                f"{where}: info['fragment_charges'] is {given.tolist()}, but must give the total charge (e) of each of "
+                f"{where}: info['fragment_charges'] is {stated!r}, but must give the total charge (e) of each of "
                 f"the {len(numbers)} fragments, together {total:g}"
             )
         charges = torch.tensor(given, dtype=whole.total_charge.dtype)
@@ -101,7 +108,6 @@ def fragments_of(atoms: Atoms, whole: AtomicBatch, where: str) -> Fragments:
         pbc=whole.pbc.expand(n, 3).contiguous(),
         system=torch.from_numpy(fragment[order].astype(np.int64)),
         total_charge=charges,
-        external_field=None if whole.external_field is None else whole.external_field.expand(n, 3).contiguous(),
     )
     return Fragments(batch, index, torch.zeros(n, dtype=torch.int64))
 

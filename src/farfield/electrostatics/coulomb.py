@@ -196,7 +196,7 @@ class Coulomb(Solver):
         """
         frozen = plan is not None
         order = multipole_order(multipoles)
-        charged = True if frozen else self._charges_lead(batch, multipoles)
+        charged = True if frozen else self.charges_lead(batch, multipoles)
         plan = self._checked_plan(batch, plan, order, charged)
         with together(self.process_group) as same:
             if outputs not in _OUTPUTS:
@@ -223,8 +223,14 @@ class Coulomb(Solver):
             _find_atom_energies=lambda: atom_energies,
         )
 
-    def _charges_lead(self, batch: AtomicBatch, multipoles: Multipoles) -> bool | Tensor:
-        """Whether charges lead in each system (see `prepare`), shape (systems,); True where it makes no difference."""
+    def charges_lead(self, batch: AtomicBatch, multipoles: Multipoles) -> bool | Tensor:
+        """Whether charges lead in each system, as `prepare` wants it, shape (systems,); True where nothing asks.
+
+        Raises
+        ------
+        ValueError
+            For a batch or multipoles of wrong shapes.
+        """
         never_meshed = self.method == "auto" and batch.n_atoms < LEAST_COMPILED and self.process_group is None
         if self.method in ("ewald", "open") or never_meshed or multipole_order(multipoles) == 0:
             return True

@@ -179,7 +179,7 @@ def _times(weight: Tensor, parts: Sequence[Tensor | None]) -> list[Tensor | None
     """Weights of the members (members,) times things of their atoms (members, …)."""
     # Energies are mostly added up as they are.
     if weight.stride() == (0,) and not weight.requires_grad and float(weight[0]) == 1.0:
-        return [None if part is None else part.view_as(part) for part in parts]
+        return [None if part is None else part.clone() for part in parts]  # what is kept is nobody else's
     return [
         None if part is None else weight.to(part.dtype).reshape(-1, *[1] * (part.ndim - 1)) * part for part in parts
     ]

@@ -47,6 +47,8 @@ class Seen:
     def __init__(self, tensor: Tensor) -> None:
         # The same memory and count of changes, without the graph.
         self._tensor = tensor.detach()
+        # Memory of the CPU may be changed from outside of torch, and is looked at for nothing.
+        self._values = self._tensor.clone() if tensor.device.type == "cpu" else None
         # What is made in inference mode counts no changes.
         self._version = None if tensor.is_inference() else tensor._version
 
@@ -62,6 +64,7 @@ class Seen:
             and tensor.shape == mine.shape
             and tensor.stride() == mine.stride()
             and tensor._version == mine._version == self._version
+            and (self._values is None or torch.equal(self._values, tensor))
         )
 
 

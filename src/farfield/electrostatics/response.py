@@ -177,6 +177,8 @@ class LinearResponse:
         if external_field is not None:
             in_field = field_energy(batch, multipoles, external_field, total_charge)
         order = multipole_order(multipoles)
+        if plan is None:
+            plan = self._plan(batch, order, response, self.coulomb.charges_lead(batch, multipoles))
         operator = self._operator(batch, order, response, plan)
         if self.mode == "one-shot" and external_field is None:
             found = operator.one_shot(multipoles, response, self.conserve_charge)
@@ -259,6 +261,9 @@ class LinearResponse:
             columns.append(moment)
         return torch.stack(columns, dim=2)
 
+    def _plan(self, batch: AtomicBatch, order: int, response: Response, charged: bool | Tensor) -> CoulombPlan:
+        return self.coulomb.plan_of(batch, _highest(order, response), charged)
+
     def _operator(
         self, batch: AtomicBatch, order: int, response: Response, plan: CoulombPlan | None
     ) -> CoulombOperator:
@@ -267,8 +272,7 @@ class LinearResponse:
                 "`coulomb` has a `process_group`, but response needs all atoms of a system on one process: give a "
                 "Coulomb without one"
             )
-        # Gradients of the field of charges need the reciprocal vectors that induced dipoles need.
-        highest = max(order, int(response.polarizability is not None))
+        highest = _highest(order, response)
         return self.coulomb.operator(batch, plan, order=highest, levels=min(highest, 1) + 1)
 
     def _setting(self, batch: AtomicBatch, response: Response, operator: CoulombOperator) -> _Setting:
@@ -367,3 +371,8 @@ def _shares(setting: _Setting, drive: Tensor, induced: Multipoles) -> tuple[Tens
             part = part.sum(1)
         sums.append(setting.batch.sum_over_atoms(drive.new_zeros(len(drive)) if part is None else 0.5 * part))
     return sums[0], sums[1]
+
+
+def _highest(order: int, response: Response) -> int:
+    """Highest multipoles to plan for; gradients of the field of charges need the waves that induced dipoles need."""
+    return max(order, int(response.polarizability is not None))

@@ -64,6 +64,8 @@ class ResponseResult:
     residual: Float[Tensor, " systems"]
     _find_parts: Callable[[], Parts] = dataclasses.field(kw_only=True, repr=False)
     _find_bare_parts: Callable[[], Parts] | None = dataclasses.field(default=None, kw_only=True, repr=False)
+    # What is found later has the graph that the energy has, whatever the mode of whoever asks first.
+    _with_graph: bool = dataclasses.field(default_factory=torch.is_grad_enabled, kw_only=True, repr=False)
 
     def detached(self) -> ResponseResult:
         """Return the same without any graph."""
@@ -78,7 +80,8 @@ class ResponseResult:
 
     @functools.cached_property
     def _parts(self) -> Parts:
-        return self._find_parts()
+        with torch.set_grad_enabled(self._with_graph):
+            return self._find_parts()
 
     @property
     def permanent_energy(self) -> Float[Tensor, " systems"]:
@@ -106,7 +109,8 @@ class ResponseResult:
     @functools.cached_property
     def induced(self) -> Multipoles:
         """Induced charges Δq (e) and dipoles Δu (e·Å, None without α), differentiable twice."""
-        return self._parts.find_induced()
+        with torch.set_grad_enabled(self._with_graph):
+            return self._parts.find_induced()
 
     @property
     def charge_energy(self) -> Float[Tensor, " systems"]:

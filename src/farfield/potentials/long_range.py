@@ -398,7 +398,7 @@ class LongRange(nn.Module):
             if field is not None:
                 energy = energy + field_energy(batch, multipoles, field, total)
             return LongRangeResult(energy=energy, multipoles=multipoles, excess=excess)
-        plan = self.coulomb.plan_of(batch, self._highest_order)
+        plan = self.coulomb.plan_of(batch, self._highest_order, self.coulomb.charges_lead(batch, multipoles))
         details = self.linear_response(batch, multipoles, response, plan, external_field=field, total_charge=total)
         return LongRangeResult(details.energy, multipoles, response, details, excess)
 

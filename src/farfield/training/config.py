@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from farfield.datasets.dataset import INTERACTIONS
 from farfield.datasets.quantities import Columns, Conventions, Units
 
 #: Parts of the loss that every potential has.
@@ -19,7 +20,7 @@ RESPONSE_PARTS = ("dipole", "charges", "polarizability", "born_charges")
 LONG_RANGE_PARTS = (*RESPONSE_PARTS, "total_charge")
 
 #: Parts of the loss that compare a system with its fragments; any potential may be trained on them.
-INTERACTION_PARTS = ("interaction_energy", "interaction_forces")
+INTERACTION_PARTS = INTERACTIONS
 
 #: All parts of the loss, in the order in which they are kept; checkpoints rely on it: new ones go to the end.
 PARTS = (*ENERGETIC_PARTS, *LONG_RANGE_PARTS, *INTERACTION_PARTS)

@@ -45,7 +45,7 @@ class TrainingData:
             for name in dataset.labels:
                 lacking = sum(not is_known(sample, name) for sample in dataset)
                 if lacking:
-                    rule = f" ({RULES[name]})" if name in RULES and name != "stress" else ""
+                    rule = f" ({RULES[name]})" if name in RULES and name not in ("stress", *INTERACTION_PARTS) else ""
                     lines.append(
                         f"{part}: {lacking} of {len(dataset)} frames have no {name}, and no such part in the loss{rule}"
                     )
@@ -90,6 +90,7 @@ def load_training_data(config: TrainingConfig) -> TrainingData:
         If a file cannot be read.
     """
     dtype = getattr(torch, config.precision)
+    used = used_labels(config.loss.stages)
 
     def read(sources: Sequence[SourceConfig], part: str) -> Dataset | None:
         if not sources:
@@ -103,6 +104,7 @@ def load_training_data(config: TrainingConfig) -> TrainingData:
                 conventions=data.conventions,
                 dtype=dtype,
                 total_charge=data.total_charge,
+                fragments=bool({*INTERACTION_PARTS} & {*used}),
                 select=source.select,
             )
             for source in sources
@@ -110,15 +112,17 @@ def load_training_data(config: TrainingConfig) -> TrainingData:
         samples = [sample for one in sets for sample in one]
         dataset = Dataset(samples, " + ".join(s.set for s in sources), [entry for one in sets for entry in one.info])
         # Labels that nothing is trained on are dropped here: they are neither moved nor seen.
-        wanted = list(dict.fromkeys(("energy", *used_labels(config.loss.stages))))
+        wanted = list(dict.fromkeys(("energy", *used)))
         epsilon = config.model.epsilon_infinity
         complete = Dataset([_with_labels(sample, wanted, epsilon) for sample in dataset], dataset.name, dataset.info)
-        # Open systems have no stress; to train on it some frame must be periodic, to validate none has to be.
+        # Open systems have no stress, and most sets no fragments; to train on these some frame must have them, to
+        # validate none has to.
         able = {
-            name: part == "train" or any(counts_in(name, sample.batch, epsilon) for sample in dataset)
-            for name in wanted
+            name: part == "train"
+            or (name not in INTERACTION_PARTS and any(counts_in(name, sample.batch, epsilon) for sample in dataset))
+            for name in used
         }
-        lacking = [name for name in wanted if able[name] and not any(is_known(sample, name) for sample in complete)]
+        lacking = [name for name in used if able[name] and not any(is_known(sample, name) for sample in complete)]
         if lacking:
             found = sorted({name for sample in dataset for name in sample.labels})
             rules = "; ".join(RULES[name] for name in lacking if name in RULES)
@@ -137,6 +141,7 @@ def load_training_data(config: TrainingConfig) -> TrainingData:
     if config.data.split is not None:
         # Frames without an energy, there for their total charges perhaps, validate little: all of them are trained on.
         able = [index for index, sample in enumerate(train) if is_known(sample, "energy")]
+        able = able or list(range(len(train)))
         chosen = {able[index] for index in split_indices(len(able), config.data.split)[1]}
         train, validation = (
             train.subset([index for index in range(len(train)) if index not in chosen]),

@@ -37,8 +37,8 @@ def start_from(
     it is left out where the potential has none; where only the potential has one it keeps its fresh weights, and so do
     heads that only the potential has (dipoles, quadrupoles, induced charges and dipoles), with the vectors and tensors
     that these make from bonds. With another ``charge_scale`` the multipoles stay the same and are learned at another
-    rate. Reference energies of ``least-squares`` are fitted
-    anew to what the old model leaves of the new labels, since levels of theory differ in these above all.
+    rate. Reference energies of ``least-squares`` are fitted anew to what the old model leaves of the new labels, since
+    levels of theory differ in these above all.
 
     Parameters
     ----------

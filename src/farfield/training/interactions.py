@@ -21,7 +21,7 @@ def interactions_of(
     sample
         Systems with neighbours and with the fragments of some of them.
     whole
-        Its prediction for the systems, with forces.
+        Its prediction for the systems.
     sign
         Gauge sign of the charges, for constraints on the fragments' total charges.
     create_graph
@@ -30,20 +30,17 @@ def interactions_of(
     Returns
     -------
     dict
-        ``interaction_energy`` (eV), shape (systems,), float64; ``interaction_forces`` (eV/Å), shape (atoms, 3). Systems
-        that have no fragments in the sample, and so no such labels, keep their own energies and forces.
-
-    Raises
-    ------
-    ValueError
-        If ``whole`` has no forces.
+        ``interaction_energy`` (eV), shape (systems,), float64; and ``interaction_forces`` (eV/Å), shape (atoms, 3),
+        where ``whole`` has forces. Systems that have no fragments in the sample, and so no such labels, keep their own
+        energies and forces.
     """
-    energy, forces, parts = whole.energy, whole.forces, sample.fragments
-    if forces is None:
-        raise ValueError("`whole` is a prediction without forces: predict the whole systems with forces=True")
+    found, parts = {"interaction_energy": whole.energy}, sample.fragments
+    if whole.forces is not None:
+        found["interaction_forces"] = whole.forces
     if parts is not None:
-        apart = potential.predict(in_gauge(potential, parts.batch, sign), forces=True, create_graph=create_graph)
-        assert apart.forces is not None  # noqa: S101 - asked for
-        energy = energy.index_add(0, parts.systems, apart.energy, alpha=-1)
-        forces = forces.index_add(0, parts.atoms, apart.forces, alpha=-1)
-    return {"interaction_energy": energy, "interaction_forces": forces}
+        ready = in_gauge(potential, parts.batch, sign)
+        apart = potential.predict(ready, forces=whole.forces is not None, create_graph=create_graph)
+        found["interaction_energy"] = whole.energy.index_add(0, parts.systems, apart.energy, alpha=-1)
+        if whole.forces is not None and apart.forces is not None:
+            found["interaction_forces"] = whole.forces.index_add(0, parts.atoms, apart.forces, alpha=-1)
+    return found
