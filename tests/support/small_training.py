@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from ase import Atoms
 from ase.calculators.lj import LennardJones
 from ase.calculators.singlepoint import SinglePointCalculator
@@ -75,3 +77,19 @@ def small_config(data: Path, output: Path, **changes: Any) -> dict[str, Any]:
         },
         **changes,
     }
+
+
+def slopes_of(potential: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> tuple[float, float]:
+    """Slope of a loss along a random direction of all parameters: by gradients, and by differences."""
+    parameters = [p for p in potential.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(loss(), parameters, allow_unused=True, materialize_grads=True)
+    generator = torch.Generator().manual_seed(0)
+    steps = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
+    slope = sum(float((g * s).sum()) for g, s in zip(gradients, steps, strict=True))
+    values = []
+    for size in (1e-5, -2e-5):
+        with torch.no_grad():
+            for parameter, step in zip(parameters, steps, strict=True):
+                parameter += size * step
+        values.append(loss().item())
+    return slope, (values[0] - values[1]) / 2e-5

@@ -12,7 +12,7 @@ import torch
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
-from small_training import clusters, small_config
+from small_training import clusters, slopes_of, small_config
 
 from farfield.card import ModelCard
 from farfield.datasets.dataset import Sample, collate
@@ -83,19 +83,9 @@ def test_gradients_of_the_loss_are_those_of_finite_differences(tmp_path: Path, p
     config["model"]["long_range"]["response"] = response
     trainer = trainer_of(config)
     sample = batch_of(trainer)
-    parameters = [p for p in trainer.potential.parameters() if p.requires_grad]
-    gradients = torch.autograd.grad(loss_in(trainer, sample), parameters, allow_unused=True, materialize_grads=True)
-    generator = torch.Generator().manual_seed(0)
-    steps = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
-    slope = sum(float((g * s).sum()) for g, s in zip(gradients, steps, strict=True))
-    values = []
-    for size in (1e-5, -2e-5):
-        with torch.no_grad():
-            for parameter, step in zip(parameters, steps, strict=True):
-                parameter += size * step
-        values.append(value_in(trainer, sample))
+    slope, difference = slopes_of(trainer.potential, lambda: loss_in(trainer, sample))
     assert abs(slope) > 1e-6
-    assert slope == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-4, abs=1e-7)
+    assert slope == pytest.approx(difference, rel=1e-4, abs=1e-7)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
