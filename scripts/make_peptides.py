@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -152,8 +153,8 @@ def make_part(task: tuple[int, int, Path]) -> None:
     path = folder / f"{molecule:02d}-{number:04d}.extxyz"
     if path.exists():
         return
-    made = map(label, geometries(SEQUENCES[molecule], 1000 * molecule + number + 1, FRAMES_PER_CONFORMER))
-    write_part(path, [frame for frame in made if frame is not None])
+    made = geometries(SEQUENCES[molecule], 1000 * molecule + number + 1, FRAMES_PER_CONFORMER)
+    write_part(path, map(label, made))
 
 
 def ion(smiles: str, charge: int) -> Atoms:
@@ -237,14 +238,13 @@ def make_probed(task: tuple[int, list[Atoms], Atoms, Path]) -> None:
     if path.exists():
         return
     random = np.random.default_rng([number, 1])
-    made = [interaction(frame, together(frame, probe, random)) for frame in frames]
-    write_part(path, [frame for frame in made if frame is not None])
+    write_part(path, (interaction(frame, together(frame, probe, random)) for frame in frames))
 
 
-def write_part(path: Path, frames: list[Atoms]) -> None:
-    """Write frames in one piece."""
+def write_part(path: Path, labelled: Iterable[Atoms | None]) -> None:
+    """Write the frames that could be labelled, in one piece."""
     written = path.with_suffix(".writing")
-    write(written, frames, format="extxyz")
+    write(written, [frame for frame in labelled if frame is not None], format="extxyz")
     written.rename(path)
 
 

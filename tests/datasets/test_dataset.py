@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_training import clusters, write_clusters
 
-from farfield.datasets.dataset import INTERACTIONS, Dataset, collate, label_structures, load_dataset, select_frames
-from farfield.datasets.quantities import OWN_UNITS, Columns, Conventions, Units, conversion
+from farfield.datasets.dataset import Dataset, collate, label_structures, load_dataset, select_frames
+from farfield.datasets.quantities import INTERACTIONS, OWN_UNITS, Columns, Conventions, Units, conversion
 from farfield.datasets.registry import DATASETS, find_dataset, resolve_data
 
 

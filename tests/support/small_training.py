@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,10 @@ from ase import Atoms
 from ase.calculators.lj import LennardJones
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
+
+from farfield.datasets.dataset import Sample
+from farfield.training.loop import Trainer
+from farfield.training.losses import loss_of
 
 
 def clusters(n: int = 12, seed: int = 0, stress: bool = False) -> list[Atoms]:
@@ -79,10 +82,29 @@ def small_config(data: Path, output: Path, **changes: Any) -> dict[str, Any]:
     }
 
 
-def slopes_of(potential: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> tuple[float, float]:
-    """Slope of a loss along a random direction of all parameters: by gradients, and by differences."""
-    parameters = [p for p in potential.parameters() if p.requires_grad]
-    gradients = torch.autograd.grad(loss(), parameters, allow_unused=True, materialize_grads=True)
+def loss_in(trainer: Trainer, sample: Sample) -> torch.Tensor:
+    """Loss of a sample, by the weights that the trainer has now."""
+    module = trainer.module
+    errors = module.errors(trainer.potential, sample, create_graph=True)
+    return loss_of(errors, module.weights, module.loss_config)
+
+
+def fit(trainer: Trainer, sample: Sample, steps: int) -> float:
+    """Take so many plain steps on one sample; return the loss before the last."""
+    optimizer = torch.optim.Adam(trainer.potential.parameters(), lr=0.02)
+    loss = torch.full((), torch.nan)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = loss_in(trainer, sample)
+        loss.backward()
+        optimizer.step()
+    return loss.item()
+
+
+def slopes_of(trainer: Trainer, sample: Sample) -> tuple[float, float]:
+    """Slope of the loss along a random direction of all parameters: by gradients, and by differences."""
+    parameters = [p for p in trainer.potential.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(loss_in(trainer, sample), parameters, allow_unused=True, materialize_grads=True)
     generator = torch.Generator().manual_seed(0)
     steps = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
     slope = sum(float((g * s).sum()) for g, s in zip(gradients, steps, strict=True))
@@ -91,5 +113,5 @@ def slopes_of(potential: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> t
         with torch.no_grad():
             for parameter, step in zip(parameters, steps, strict=True):
                 parameter += size * step
-        values.append(loss().item())
+        values.append(loss_in(trainer, sample).item())
     return slope, (values[0] - values[1]) / 2e-5

@@ -12,7 +12,7 @@ import torch
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
-from small_training import clusters, slopes_of, small_config
+from small_training import clusters, loss_in, slopes_of, small_config
 
 from farfield.card import ModelCard
 from farfield.datasets.dataset import Sample, collate
@@ -22,7 +22,6 @@ from farfield.training.checkpoint import load_checkpoint, save_checkpoint
 from farfield.training.config import INTERACTION_PARTS, LONG_RANGE_PARTS, RESPONSE_PARTS, ConfigError
 from farfield.training.data import load_training_data
 from farfield.training.loop import Trainer
-from farfield.training.losses import loss_of
 from farfield.training.reading import parse_config
 
 COLUMNS = {"dipole": "mu", "charges": "q", "polarizability": "alpha", "born_charges": "z"}
@@ -66,12 +65,6 @@ def batch_of(trainer: Trainer) -> Sample:
     return collate(list(trainer.data.train))
 
 
-def loss_in(trainer: Trainer, sample: Sample) -> torch.Tensor:
-    module = trainer.module
-    errors = module.errors(trainer.potential, sample, create_graph=True)
-    return loss_of(errors, module.weights, module.loss_config)
-
-
 def value_in(trainer: Trainer, sample: Sample) -> float:
     return loss_in(trainer, sample).item()
 
@@ -83,7 +76,7 @@ def test_gradients_of_the_loss_are_those_of_finite_differences(tmp_path: Path, p
     config["model"]["long_range"]["response"] = response
     trainer = trainer_of(config)
     sample = batch_of(trainer)
-    slope, difference = slopes_of(trainer.potential, lambda: loss_in(trainer, sample))
+    slope, difference = slopes_of(trainer, sample)
     assert abs(slope) > 1e-6
     assert slope == pytest.approx(difference, rel=1e-4, abs=1e-7)
 

@@ -58,6 +58,12 @@ def find_neighbors(batch: AtomicBatch, cutoff: float) -> AtomicBatch:
     return batch.replace(neighbors=neighbors)
 
 
+def with_neighbors(batch: AtomicBatch, cutoff: float) -> AtomicBatch:
+    """Return the batch with neighbours within ``cutoff`` (Å); a list of that cutoff that is there already is kept."""
+    pairs = batch.neighbors
+    return batch if pairs is not None and pairs.cutoff == cutoff else find_neighbors(batch, cutoff)
+
+
 def neighbors_within(batch: AtomicBatch, cutoff: float, needed: str) -> Neighbors:
     """Return the neighbours of a batch, which have to reach as far as something needs.
 

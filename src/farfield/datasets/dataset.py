@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from farfield.atoms.batch import AtomicBatch, concatenate
-from farfield.atoms.neighbors import find_neighbors
+from farfield.atoms.neighbors import with_neighbors
 from farfield.atoms.structures import from_ase, read_structures
 from farfield.datasets.fragments import Fragments, fragments_of, join_fragments
-from farfield.datasets.quantities import Columns, Conventions, Units
+from farfield.datasets.quantities import INTERACTIONS, Columns, Conventions, Units
 from farfield.datasets.registry import DATASETS, resolve_data
 
 if TYPE_CHECKING:
@@ -38,9 +38,6 @@ LABEL_SHAPES: dict[str, tuple[int, ...]] = {
     "interaction_energy": (),
     "interaction_forces": (-1, 3),
 }
-
-#: Labels that compare a system with its fragments.
-INTERACTIONS = ("interaction_energy", "interaction_forces")
 
 #: Labels that stay in float64, being sums over many atoms.
 IN_FLOAT64 = ("energy", "interaction_energy")
@@ -127,11 +124,8 @@ class Dataset:
         """Return the set with neighbours within ``cutoff`` (Å); lists that are there already are kept."""
         samples = []
         for sample in self.samples:
-            pairs = sample.batch.neighbors
-            kept = pairs is not None and pairs.cutoff == cutoff
-            batch = sample.batch if kept else find_neighbors(sample.batch, cutoff)
             apart = None if sample.fragments is None else sample.fragments.with_neighbors(cutoff)
-            samples.append(Sample(batch, sample.labels, apart))
+            samples.append(Sample(with_neighbors(sample.batch, cutoff), sample.labels, apart))
         return Dataset(samples, self.name, self.info)
 
     @property

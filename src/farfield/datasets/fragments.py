@@ -18,7 +18,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from farfield.atoms.batch import AtomicBatch, concatenate
-from farfield.atoms.neighbors import find_neighbors
+from farfield.atoms.neighbors import with_neighbors
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -48,10 +48,7 @@ class Fragments:
 
     def with_neighbors(self, cutoff: float) -> Fragments:
         """Return the fragments with neighbours within ``cutoff`` (Å); lists that are there already are kept."""
-        pairs = self.batch.neighbors
-        if pairs is not None and pairs.cutoff == cutoff:
-            return self
-        return dataclasses.replace(self, batch=find_neighbors(self.batch, cutoff))
+        return dataclasses.replace(self, batch=with_neighbors(self.batch, cutoff))
 
 
 def fragments_of(atoms: Atoms, whole: AtomicBatch, where: str) -> Fragments:

@@ -71,6 +71,9 @@ OWN_UNITS = {
     "interaction_forces": "eV/Å",
 }
 
+#: Labels that compare a system with its fragments.
+INTERACTIONS = ("interaction_energy", "interaction_forces")
+
 
 def conversion(unit: str, quantity: str) -> float:
     """Factor that turns a value in ``unit`` into farfield's unit of ``quantity``.

@@ -47,8 +47,7 @@ class Seen:
     def __init__(self, tensor: Tensor) -> None:
         # The same memory and count of changes, without the graph.
         self._tensor = tensor.detach()
-        # Memory of the CPU may be changed from outside of torch, and is looked at for nothing.
-        self._values = self._tensor.clone() if tensor.device.type == "cpu" else None
+        self._values = self._tensor.clone()
         # What is made in inference mode counts no changes.
         self._version = None if tensor.is_inference() else tensor._version
 
@@ -64,8 +63,13 @@ class Seen:
             and tensor.shape == mine.shape
             and tensor.stride() == mine.stride()
             and tensor._version == mine._version == self._version
-            and (self._values is None or torch.equal(self._values, tensor))
+            # Memory of the CPU may be changed from outside of torch; to look at it costs no wait.
+            and (tensor.device.type != "cpu" or torch.equal(self._values, tensor))
         )
+
+    def equals(self, tensor: Tensor) -> bool:
+        """Whether a tensor has the values of the one that was seen, on the same device."""
+        return tensor.device == self._values.device and torch.equal(self._values, tensor)
 
 
 @dataclass(frozen=True, eq=False)

@@ -178,7 +178,8 @@ class LinearResponse:
             in_field = field_energy(batch, multipoles, external_field, total_charge)
         order = multipole_order(multipoles)
         if plan is None:
-            plan = self._plan(batch, order, response, self.coulomb.charges_lead(batch, multipoles))
+            charged = self.coulomb.charges_lead(batch, multipoles)
+            plan = self.coulomb.plan_of(batch, _highest(order, response), charged)
         operator = self._operator(batch, order, response, plan)
         if self.mode == "one-shot" and external_field is None:
             found = operator.one_shot(multipoles, response, self.conserve_charge)
@@ -260,9 +261,6 @@ class LinearResponse:
                 moment = moment + charges[:, None] * setting.on_charges
             columns.append(moment)
         return torch.stack(columns, dim=2)
-
-    def _plan(self, batch: AtomicBatch, order: int, response: Response, charged: bool | Tensor) -> CoulombPlan:
-        return self.coulomb.plan_of(batch, _highest(order, response), charged)
 
     def _operator(
         self, batch: AtomicBatch, order: int, response: Response, plan: CoulombPlan | None

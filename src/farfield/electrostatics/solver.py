@@ -30,9 +30,6 @@ class _KeptPlan:
     plan: CoulombPlan
     settings: tuple[Any, ...]
     seen: tuple[Seen, Seen, Seen]
-    cell: Tensor
-    pbc: Tensor
-    system: Tensor
     dtype: torch.dtype
     charged: Tensor
 
@@ -47,8 +44,7 @@ class _KeptPlan:
         """Whether a batch would get the same plan if it has room: the same systems in the same cells."""
         given = (batch.cell, batch.pbc, batch.system)
         return batch.positions.dtype == self.dtype and all(
-            seen.is_still(theirs) or (mine.device == theirs.device and torch.equal(mine, theirs))
-            for seen, mine, theirs in zip(self.seen, (self.cell, self.pbc, self.system), given, strict=True)
+            seen.is_still(theirs) or seen.equals(theirs) for seen, theirs in zip(self.seen, given, strict=True)
         )
 
     def seen_with(self, batch: AtomicBatch) -> _KeptPlan:
@@ -278,17 +274,7 @@ class Solver:
             return self._kept.plan
         plan = self.prepare(batch, order, charged)
         if not torch.is_inference_mode_enabled():  # what is made there cannot take part in a graph later
-            cell = batch.cell.detach().clone()
-            self._kept = _KeptPlan(
-                plan,
-                settings,
-                _seen(batch),
-                cell,
-                batch.pbc.clone(),
-                batch.system.clone(),
-                batch.positions.dtype,
-                flags,
-            )
+            self._kept = _KeptPlan(plan, settings, _seen(batch), batch.positions.dtype, flags)
         return plan
 
     def _plan_settings(self) -> tuple[Any, ...]:

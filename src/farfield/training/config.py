@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from farfield.datasets.dataset import INTERACTIONS
-from farfield.datasets.quantities import Columns, Conventions, Units
+from farfield.datasets.quantities import INTERACTIONS, Columns, Conventions, Units
 
 #: Parts of the loss that every potential has.
 ENERGETIC_PARTS = ("energy", "forces", "stress")

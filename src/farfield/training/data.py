@@ -9,7 +9,7 @@ import torch
 
 from farfield.datasets.dataset import IN_FLOAT64, LABEL_SHAPES, Dataset, Sample, load_dataset
 from farfield.training.config import INTERACTION_PARTS, ConfigError, SourceConfig, TrainingConfig
-from farfield.training.losses import used_labels
+from farfield.training.losses import compares_fragments, used_labels
 from farfield.training.responses import RULES, counts_in
 from farfield.training.sampler import split_indices
 
@@ -65,8 +65,7 @@ def _with_labels(sample: Sample, names: Sequence[str], epsilon_infinity: float |
             shape = (sample.batch.n_atoms, *shape[1:]) if shape[:1] == (-1,) else (1, *shape)
             dtype = torch.float64 if name in IN_FLOAT64 else sample.batch.positions.dtype
             labels[name] = torch.full(shape, torch.nan, dtype=dtype)
-    compared = any(name in known for name in names if name in INTERACTION_PARTS)
-    return Sample(sample.batch, labels, sample.fragments if compared else None)
+    return Sample(sample.batch, labels, sample.fragments)
 
 
 def is_known(sample: Sample, name: str) -> bool:
@@ -104,7 +103,7 @@ def load_training_data(config: TrainingConfig) -> TrainingData:
                 conventions=data.conventions,
                 dtype=dtype,
                 total_charge=data.total_charge,
-                fragments=bool({*INTERACTION_PARTS} & {*used}),
+                fragments=compares_fragments(config.loss.stages),
                 select=source.select,
             )
             for source in sources

@@ -10,7 +10,7 @@ from farfield.potentials.augmented import AugmentedPotential, Prediction
 
 
 def interactions_of(
-    potential: AugmentedPotential, sample: Sample, whole: Prediction, *, sign: int = 1, create_graph: bool
+    potential: AugmentedPotential, sample: Sample, whole: Prediction, *, sign: int, create_graph: bool
 ) -> dict[str, Tensor]:
     """Subtract from the energies and forces of whole systems those of their fragments, each predicted alone.
 
@@ -34,13 +34,12 @@ def interactions_of(
         where ``whole`` has forces. Systems that have no fragments in the sample, and so no such labels, keep their own
         energies and forces.
     """
-    found, parts = {"interaction_energy": whole.energy}, sample.fragments
-    if whole.forces is not None:
-        found["interaction_forces"] = whole.forces
+    energy, forces, parts = whole.energy, whole.forces, sample.fragments
     if parts is not None:
         ready = in_gauge(potential, parts.batch, sign)
-        apart = potential.predict(ready, forces=whole.forces is not None, create_graph=create_graph)
-        found["interaction_energy"] = whole.energy.index_add(0, parts.systems, apart.energy, alpha=-1)
-        if whole.forces is not None and apart.forces is not None:
-            found["interaction_forces"] = whole.forces.index_add(0, parts.atoms, apart.forces, alpha=-1)
-    return found
+        apart = potential.predict(ready, forces=forces is not None, create_graph=create_graph)
+        energy = energy.index_add(0, parts.systems, apart.energy, alpha=-1)
+        if forces is not None and apart.forces is not None:
+            forces = forces.index_add(0, parts.atoms, apart.forces, alpha=-1)
+    found = {"interaction_energy": energy}
+    return found if forces is None else {**found, "interaction_forces": forces}

@@ -10,7 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from farfield.training.config import ENERGETIC_PARTS, LONG_RANGE_PARTS, PARTS, LossConfig, StageConfig
+from farfield.training.config import (
+    ENERGETIC_PARTS,
+    INTERACTION_PARTS,
+    LONG_RANGE_PARTS,
+    PARTS,
+    LossConfig,
+    StageConfig,
+)
 
 
 def weights_at(stages: Sequence[StageConfig], epoch: int) -> dict[str, float]:
@@ -45,6 +52,11 @@ def _weighted(stages: Sequence[StageConfig]) -> list[str]:
 def used_responses(stages: Sequence[StageConfig]) -> list[str]:
     """Return the labels of `LONG_RANGE_PARTS` that have a weight in some stage."""
     return [part for part in used_labels(stages) if part in LONG_RANGE_PARTS]
+
+
+def compares_fragments(stages: Sequence[StageConfig]) -> bool:
+    """Whether a label of `INTERACTION_PARTS` has a weight in some stage."""
+    return any(part in INTERACTION_PARTS for part in used_labels(stages))
 
 
 def penalty(difference: Tensor, kind: str, delta: float) -> Tensor:

@@ -11,9 +11,18 @@ from torch import Tensor
 from farfield.datasets.dataset import Sample
 from farfield.observables.outputs import in_gauge
 from farfield.potentials.augmented import AugmentedPotential
-from farfield.training.config import INTERACTION_PARTS, LossConfig, OptimizerConfig
+from farfield.training.config import LossConfig, OptimizerConfig
 from farfield.training.interactions import interactions_of
-from farfield.training.losses import Errors, ErrorSums, errors_of, loss_of, used_labels, used_responses, weights_at
+from farfield.training.losses import (
+    Errors,
+    ErrorSums,
+    compares_fragments,
+    errors_of,
+    loss_of,
+    used_labels,
+    used_responses,
+    weights_at,
+)
 from farfield.training.responses import responses_of
 
 
@@ -52,7 +61,7 @@ class PotentialModule(LightningModule):
         self.optimizer_config = optimizer
         self.parts: Sequence[str] = used_labels(loss.stages)
         self.responses: Sequence[str] = used_responses(loss.stages)
-        self.interacting = bool({*INTERACTION_PARTS} & {*self.parts})
+        self.interacting = compares_fragments(loss.stages)
         self.epsilon_infinity = epsilon_infinity
         self.gauge_sign = gauge_sign
         self.weights = weights_at(loss.stages, 0)
