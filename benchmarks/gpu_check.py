@@ -1,13 +1,16 @@
 """What only a GPU can show: the same numbers as on the CPU, no waiting, one compiled graph, and the time of the sum.
 
-    PYTHONPATH=src python3 benchmarks/gpu_check.py --json FILE [--parts correct,waiting,kernels,table,compiled]
-        [--sizes 1000,10000,100000,1000000] [--seconds 140] [--device cuda]
+    PYTHONPATH=src python3 benchmarks/gpu_check.py --json FILE
+        [--parts correct,models,waiting,kernels,table,compiled,graphs] [--sizes 1000,10000,100000,1000000]
+        [--seconds 140] [--device cuda]
 
 Parts: ``correct`` compares energy, forces, dE/dcell and the gradient of a loss on forces with those of the CPU in
-float64, and forces in float32 at 10⁵ atoms with float64; ``waiting`` makes calls with a plan while torch refuses to
-wait for the device; ``kernels`` times spreading, gathering and transforms alone; ``table`` is that of
-``benchmarks.scaling``; ``compiled`` traces the solver into one graph. A part that fails prints why, and the next one
-runs. After so many seconds nothing new is begun. With ``--device cpu`` the script itself can be tried without a GPU.
+float64, and forces in float32 at 10⁵ atoms with float64; ``models`` does so for a model with every multipole and
+response, its training included; ``waiting`` makes calls with a plan while torch refuses to wait for the device;
+``kernels`` times spreading, gathering and transforms alone; ``table`` is that of ``benchmarks.scaling``; ``compiled``
+traces the solver into one graph; ``graphs`` captures and replays a CUDA graph of energy and forces. A part that fails
+prints why, and the next one runs. After so many seconds nothing new is begun. With ``--device cpu`` the script itself
+can be tried without a GPU.
 """
 
 from __future__ import annotations
@@ -182,6 +185,50 @@ def correct(report: Report) -> None:
     report.attempt("correct", "float32 at 10^5 atoms", single_precision)
 
 
+def models(report: Report) -> None:
+    """Compare energy, forces, stress and the gradients of a step of training with those of the CPU, with response."""
+    from farfield.potentials.augmented import AugmentedPotential
+    from farfield.potentials.cace import CACE
+    from farfield.potentials.long_range import LongRange
+
+    boxes = [water(n, 0, pbc)[0] for n, pbc in ((4, CLUSTER), (30, BULK), (6, SLAB), (110, BULK))]
+    for response in ("one-shot", "scf"):
+
+        def compare(response=response) -> None:  # type: ignore[no-untyped-def]
+            torch.manual_seed(0)
+            backbone = CACE([1, 8], 3.5, max_l=2, max_nu=2, n_features=16, n_vectors=4, n_tensors=4)
+            far = LongRange(
+                backbone.n_scalars,
+                backbone.n_vectors,
+                backbone.n_tensors,
+                dipoles=True,
+                quadrupoles=True,
+                induced_charges=True,
+                induced_dipoles=True,
+                response=response,
+                charge_scale=0.3,
+            )
+            potential = AugmentedPotential(backbone, far).double()
+            batch = potential.add_neighbors(concatenate(boxes))
+            found: list[dict[str, Tensor]] = []
+            for device in (torch.device("cpu"), report.device):
+                potential.to(device).zero_grad()
+                out = potential.predict(batch.to(device), forces=True, stress=True, create_graph=True)
+                assert out.forces is not None  # noqa: S101 - it was asked for
+                assert out.stress is not None  # noqa: S101 - so was this
+                (out.energy.square().mean() + out.forces.square().sum()).backward()  # type: ignore[no-untyped-call]
+                values = {"energy": out.energy, "forces": out.forces, "stress": out.stress.nan_to_num()}
+                values |= {name: p.grad for name, p in potential.named_parameters() if p.grad is not None}
+                found.append({name: value.detach().cpu().clone() for name, value in values.items()})
+            errors = {name: difference(value, found[0][name]) for name, value in found[1].items()}
+            worst = max(errors, key=lambda name: errors[name])
+            report.add("models", response, worst=errors[worst], of=worst, gradients=len(errors) - 3)
+            if not errors[worst] < 1e-6:
+                raise AssertionError(f"{response}: {errors}")
+
+        report.attempt("models", response, compare)
+
+
 def waiting(report: Report) -> None:
     """Refuse to wait for the device while calls with a plan are made, training included."""
     if report.device.type != "cuda":
@@ -314,9 +361,13 @@ def table(report: Report, sizes: list[int]) -> None:
                 solvers = ["farfield", "floor"] if order or atoms > 100_000 else ["farfield", "torch-pme", "floor"]
                 for dtype in (torch.float64, torch.float32):
                     cast = scaling.moved(*system, {"dtype": dtype})
+                    case = argparse.Namespace(
+                        multipoles="q" if order == 0 else "quQ", dtype=str(dtype)[6:], device=report.device.type
+                    )
                     for quantity in ("forces", "training"):
                         for solver in solvers:
-                            if scaling.missing(solver) or (solver == "floor" and quantity == "training"):
+                            lacking = scaling.missing(solver, atoms, quantity, case)
+                            if lacking is not None or (solver == "floor" and quantity == "training"):
                                 continue
 
                             def one(solver=solver, cast=cast, quantity=quantity) -> None:  # type: ignore[no-untyped-def]
@@ -387,10 +438,54 @@ def compiled(report: Report) -> None:
             report.attempt("compiled", f"{name}, {backend}", trace)
 
 
+def graphs(report: Report, sizes: list[int]) -> None:
+    """Capture energy and forces with a plan in a CUDA graph, and time what replays it at other positions."""
+    if report.device.type != "cuda":
+        return
+    for atoms in sizes:
+
+        def replay(atoms=atoms) -> None:  # type: ignore[no-untyped-def]
+            batch, multipoles = scaling.moved(*scaling.make_system(atoms, 0), {"device": report.device})
+            coulomb = Coulomb(accuracy=3e-4, method="mesh")
+            plan = coulomb.prepare(batch)
+            positions = batch.positions.clone().requires_grad_()
+
+            def work() -> tuple[Tensor, Tensor]:
+                energy = coulomb(batch.replace(positions=positions), multipoles, plan, "energy").energy
+                return energy, torch.autograd.grad(energy.sum(), positions)[0]
+
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(3):
+                    work()
+            torch.cuda.current_stream().wait_stream(stream)
+            eager = timed(work, report.device)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                energy, slope = work()
+            with torch.no_grad():
+                positions += 0.1 * torch.randn_like(positions)
+            graph.replay()
+            expected = work()
+            worst = max(difference(energy, expected[0]), difference(slope, expected[1]))
+            report.add(
+                "graphs",
+                f"{atoms} atoms",
+                difference=worst,
+                eager_ms=eager,
+                replay_ms=timed(graph.replay, report.device),
+            )
+            if worst > 1e-9:
+                raise AssertionError(f"the graph and a call differ by {worst}")
+
+        report.attempt("graphs", f"{atoms} atoms", replay)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--parts", default="correct,waiting,kernels,table,compiled")
+    parser.add_argument("--parts", default="correct,models,waiting,kernels,table,compiled,graphs")
     parser.add_argument("--sizes", default="1000,10000,100000,1000000")
     parser.add_argument("--seconds", type=float, default=140.0)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
@@ -402,10 +497,12 @@ def main() -> None:
     sizes = [int(size) for size in options.sizes.split(",")]
     work: dict[str, Callable[[], None]] = {
         "correct": lambda: correct(report),
+        "models": lambda: models(report),
         "waiting": lambda: waiting(report),
         "kernels": lambda: kernels(report, sizes[1:]),
         "table": lambda: table(report, sizes),
         "compiled": lambda: compiled(report),
+        "graphs": lambda: graphs(report, sizes),
     }
     for part in options.parts.split(","):
         report.attempt(part, "all", work[part])

@@ -56,7 +56,7 @@ class Step:
         data = water(options.frames, dtype)
         potential = build_potential(config.model, data, dtype)
         data = data.with_neighbors(potential.cutoff)
-        calibrate(potential, data)
+        calibrate(potential, data, config.model)
         sample = collate(list(data))
         # models may want to know that water is neutral
         neutral = torch.zeros(sample.batch.n_systems, dtype=dtype)

@@ -73,6 +73,11 @@ def test_evaluate(model, data, tmp_path):
     assert (tmp_path / "report" / "index.html").exists()
 
 
+def test_evaluate_compares_a_part(model, data, tmp_path):
+    assert run("evaluate", model, data, "--last", "3", "--json", tmp_path / "m.json").exit_code == 0
+    assert json.loads((tmp_path / "m.json").read_text(encoding="utf-8"))["n_systems"] == 3
+
+
 def test_evaluate_takes_a_registered_set(model, tmp_path, monkeypatch, data):
     (tmp_path / "03_water_rpbe_d3").mkdir()
     ase.io.write(tmp_path / "03_water_rpbe_d3" / "water64_EF.extxyz.gz", ase.io.read(data, ":"), format="extxyz")

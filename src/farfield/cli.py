@@ -140,6 +140,8 @@ def evaluate(
     total_charge: Annotated[
         str, typer.Option(help="Info key of the total charge, 'none' to leave it out, 'auto' for total_charge.")
     ] = "auto",
+    first: Annotated[int | None, typer.Option(min=1, help="Compare only so many structures from the front.")] = None,
+    last: Annotated[int | None, typer.Option(min=1, help="Compare only so many structures from the back.")] = None,
     epsilon_infinity: EpsilonOption = None,
     harmonics: HarmonicsOption = None,
     float64: Annotated[bool, typer.Option("--float64", help="Compute in double precision.")] = False,
@@ -166,6 +168,8 @@ def evaluate(
             stress_sign=stress_sign,  # type: ignore[arg-type]
             quadrupole_origin=quadrupole_origin,  # type: ignore[arg-type]
             total_charge=None if total_charge == "none" else total_charge,
+            first=first,
+            last=last,
             options=_given(epsilon_infinity=epsilon_infinity, harmonics=harmonics),
             name=model,
             progress=progress,

@@ -59,6 +59,14 @@ def test_perfect_predictions(water):
         assert comparison.metrics.r2 == pytest.approx(1.0)
 
 
+def test_first_and_last_choose_what_is_compared(water):
+    energies = [frame.get_potential_energy() / len(frame) * 1e3 for frame in water]
+    for choice, expected in (({"last": 3}, energies[-3:]), ({"first": 2}, energies[:2])):
+        compared = evaluate(perfect(water[-3:] if "last" in choice else water[:2]), water, **choice)
+        assert compared.n_systems == len(expected)
+        assert compared.comparisons["energy_per_atom"].reference.ravel() == pytest.approx(expected)
+
+
 def test_units_of_the_report(water):
     # 1 meV/Å on every force component, 6 meV on every energy of 6 atoms, 2 me on every charge
     model = perfect(

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from small_training import small_config, write_clusters
 
-from farfield.training.build import build_potential
+from farfield.training.build import build_potential, calibrate, energies_of
 from farfield.training.config import ConfigError, ModelConfig
 from farfield.training.data import load_training_data
 from farfield.training.reading import apply_overrides, parse_config, read_config
@@ -156,3 +157,22 @@ def test_shipped_configurations_are_valid(repository: Path) -> None:
     assert files
     for file in files:
         read_config(file)
+
+
+def test_reference_energies_leave_out_what_nominal_charges_bring(tmp_path: Path) -> None:
+    # Least squares leave residuals that no energies of atoms explain: orthogonal to every count of atoms.
+    nominal = {"n_hidden": [6], "nominal_charges": {"H": 2.0, "O": -4.0}}
+    config = parse_config(small_config(write_clusters(tmp_path), tmp_path))
+    model = config.model.model_copy(update={"long_range": nominal})
+    train = load_training_data(config).train
+    potential = build_potential(model, train)
+    train = train.with_neighbors(potential.cutoff)
+
+    def left() -> np.ndarray:
+        energies = [float(sample.labels["energy"].sum()) for sample in train]
+        counts = [[float((sample.batch.numbers == z).sum()) for z in (1, 8)] for sample in train]
+        return np.array(counts).T @ (np.array(energies) - energies_of(potential, train))
+
+    assert np.abs(left()).max() > 1.0
+    calibrate(potential, train, model)
+    assert np.abs(left()).max() < 1e-2

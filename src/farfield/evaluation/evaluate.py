@@ -94,6 +94,8 @@ def evaluate(
     stress_sign: Literal["tensile", "compressive"] = "tensile",
     quadrupole_origin: QuadrupoleOrigin = "centre",
     total_charge: str | None = "auto",
+    first: int | None = None,
+    last: int | None = None,
     quantities: Sequence[str] | None = None,
     atoms_per_batch: int = 512,
     options: dict[str, Any] | None = None,
@@ -125,8 +127,8 @@ def evaluate(
         label. With ``"unknown"`` the origin of each label is fitted (`best_shift`; neutral systems), which leaves two
         of five components to be predicted: a comparison that does not depend on it where the coordinates were shifted
         after the calculation, as in the dipeptides.
-    total_charge
-        As in `read_labelled`.
+    total_charge, first, last
+        As in `read_labelled`; for a `Dataset` they are settled already.
     quantities
         Keys of `QUANTITIES` to compare; by default all.
     atoms_per_batch
@@ -163,7 +165,15 @@ def evaluate(
         model = load(model)
     if not isinstance(data, Dataset):
         conventions = Conventions(born_charges=born_order, stress=stress_sign)
-        data = read_labelled(data, columns=columns, units=units, conventions=conventions, total_charge=total_charge)
+        data = read_labelled(
+            data,
+            columns=columns,
+            units=units,
+            conventions=conventions,
+            total_charge=total_charge,
+            first=first,
+            last=last,
+        )
 
     notes: list[str] = []
     wanted = _usable(model, data, list(quantities or QUANTITIES), notes)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from farfield.atoms.structures import read_structures
-from farfield.datasets.dataset import Dataset, label_structures
+from farfield.datasets.dataset import Dataset, label_structures, select_frames
 from farfield.datasets.quantities import Columns, Conventions, Units
 from farfield.datasets.registry import DATASETS, resolve_data
 
@@ -25,6 +25,8 @@ def read_labelled(
     units: Units | None = None,
     conventions: Conventions | None = None,
     total_charge: str | None = "auto",
+    first: int | None = None,
+    last: int | None = None,
 ) -> Dataset:
     """Read structures and labels from a registry name, a file or ASE structures, in float64.
 
@@ -37,11 +39,13 @@ def read_labelled(
     total_charge
         Info key of the total charge; None to leave it unknown; ``"auto"`` takes ``total_charge`` where every structure
         has it.
+    first, last
+        How many structures to keep from the front or the back, as `farfield.datasets.dataset.select_frames` does.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        If the data are not there or a structure is unsound.
+        If the data are not there, a structure is unsound or none is left.
     """
     name = "structures"
     if isinstance(data, str | Path):
@@ -55,6 +59,9 @@ def read_labelled(
         structures = list(data)
         if not structures:
             raise ValueError("`data` is an empty list: give at least one structure")
+    if first is not None or last is not None:
+        kept = select_frames([atoms.info for atoms in structures], first=first, last=last, name=name)
+        structures = [structures[i] for i in kept]
     if total_charge == "auto":
         total_charge = TOTAL_CHARGE_KEY if all(TOTAL_CHARGE_KEY in atoms.info for atoms in structures) else None
     return label_structures(

@@ -18,6 +18,9 @@ from farfield.training.reading import did_you_mean
 #: How many training frames set the starting scales of a model.
 CALIBRATION_FRAMES = 64
 
+#: Systems per batch where a model is applied to the whole set before the training.
+_BATCH = 16
+
 
 def fit_reference_energies(dataset: Dataset, explained: Sequence[float] | None = None) -> dict[int, float]:
     """Energy of each element by least squares of total energies on element counts (eV).
@@ -50,6 +53,15 @@ def fit_reference_energies(dataset: Dataset, explained: Sequence[float] | None =
     known = ~np.isnan(energies)
     solution, *_ = np.linalg.lstsq(counts[known], energies[known], rcond=None)
     return {z: float(value) for z, value in zip(elements, solution, strict=True)}
+
+
+@torch.no_grad()
+def energies_of(potential: AugmentedPotential, dataset: Dataset) -> list[float]:
+    """Energy of each system of a set, neighbours included, by a potential (eV)."""
+    energies: list[float] = []
+    for sample in dataset.batches(_BATCH):
+        energies.extend(potential(sample.batch).energy.tolist())
+    return energies
 
 
 def _check_arguments(cls: Callable[..., Any], given: dict[str, Any], where: str) -> None:
@@ -152,8 +164,12 @@ def build_potential(config: ModelConfig, train: Dataset, dtype: torch.dtype = to
     ).to(dtype)
 
 
-def calibrate(potential: AugmentedPotential, train: Dataset) -> None:
-    """Set the starting scales of the potential from training frames with neighbours."""
+def calibrate(potential: AugmentedPotential, train: Dataset, config: ModelConfig) -> None:
+    """Set the starting scales and reference energies of the potential from training frames with neighbours.
+
+    Nominal charges bring the energy of an ionic crystal with them, some ten eV per atom, which nothing is to be
+    learned from: ``least-squares`` fits what these leave of the labels.
+    """
     step = max(1, len(train) // CALIBRATION_FRAMES)
     sample = collate([train[i] for i in range(0, len(train), step)][:CALIBRATION_FRAMES])
     # Labels that are NaN are not known.
@@ -161,3 +177,6 @@ def calibrate(potential: AugmentedPotential, train: Dataset) -> None:
     scale = 1.0 if forces.isnan().all() else float(forces.double().square().nanmean().sqrt())
     batch: AtomicBatch = sample.batch
     potential.calibrate(batch, max(scale, 1e-3))
+    if config.reference_energies == "least-squares" and (config.long_range or {}).get("nominal_charges"):
+        potential.set_reference_energies({})
+        potential.set_reference_energies(fit_reference_energies(train, energies_of(potential, train)))

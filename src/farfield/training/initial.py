@@ -9,7 +9,7 @@ import torch
 from farfield.datasets.dataset import Dataset
 from farfield.model import load
 from farfield.potentials.augmented import AugmentedPotential
-from farfield.training.build import fit_reference_energies
+from farfield.training.build import energies_of, fit_reference_energies
 from farfield.training.config import ConfigError, ModelConfig
 
 #: Systems per batch where the old model is applied to the new data.
@@ -92,7 +92,7 @@ def start_from(
         _balance(potential, train)
     if config.reference_energies == "least-squares":
         potential.set_reference_energies({})
-        potential.set_reference_energies(fit_reference_energies(train, _explained(potential, train)))
+        potential.set_reference_energies(fit_reference_energies(train, energies_of(potential, train)))
     return model.card.gauge_sign if "long_range" in parts else 1
 
 
@@ -125,12 +125,3 @@ def describe(name: str) -> str:
         return f"{name} ({load(name).card.training_data})"
     except (FileNotFoundError, ValueError):
         return name
-
-
-@torch.no_grad()
-def _explained(potential: AugmentedPotential, dataset: Dataset) -> list[float]:
-    """Energy of each system by the potential (eV)."""
-    energies: list[float] = []
-    for sample in dataset.batches(_BATCH):
-        energies.extend(potential(sample.batch).energy.tolist())
-    return energies

@@ -90,7 +90,7 @@ class Trainer:
             # Labels that tell the sign are to go on with the one that the model has.
             sign = inherited if set(told) & set(SIGNED) else 1
         elif not resuming:
-            calibrate(potential, self.data.train)
+            calibrate(potential, self.data.train, config.model)
         potential.to(self.fabric.device)
         self.potential = potential
         self.module = PotentialModule(
