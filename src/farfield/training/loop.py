@@ -16,7 +16,7 @@ import torch
 
 from farfield.datasets.dataset import Dataset, Sample, collate
 from farfield.potentials.augmented import AugmentedPotential
-from farfield.training.build import build_potential, calibrate
+from farfield.training.build import build_potential, calibrate, refit_reference_energies
 from farfield.training.checkpoint import save_checkpoint
 from farfield.training.config import ConfigError, TrainingConfig
 from farfield.training.data import load_training_data
@@ -91,7 +91,11 @@ class Trainer:
             sign = inherited if set(told) & set(SIGNED) else 1
         elif not resuming:
             calibrate(potential, self.data.train)
+            if "checkpoint" in config.model.backbone:
+                refit_reference_energies(potential, config.model, self.data.train)
         potential.to(self.fabric.device)
+        if config.optimizer.short_range_rate == 0:
+            potential.backbone.requires_grad_(False)
         self.potential = potential
         self.module = PotentialModule(
             potential,
@@ -270,7 +274,7 @@ class Trainer:
             sample = sample.to(self.fabric.device)
         rate = self.learning_rate.at(self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("factor", 1.0)
         self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(self.step_module(sample))
         if self.config.optimizer.clip is not None:
