@@ -56,6 +56,11 @@ def build(config: dict[str, Any]) -> Any:
         if name not in known:
             raise ValueError(f"`{key}` is {name!r} but must be one of {sorted(known)}")
         chosen[target] = known[name]
+    if len({multiplicity for multiplicity, _ in o3.Irreps(given["hidden_irreps"])}) > 1:
+        raise ValueError(
+            f"`hidden_irreps` is {given['hidden_irreps']!r} but mace multiplies features channel by channel: give all "
+            "kinds as many channels, as in 64x0e+64x1o"
+        )
     elements, heads, edge_irreps = given.pop("elements"), given["heads"], given.pop("edge_irreps")
     given.pop("head")
     return modules.ScaleShiftMACE(
@@ -100,6 +105,9 @@ def settings_of(model: Any) -> dict[str, Any]:
     import mace.modules as modules
     from mace.tools.scripts_utils import extract_config_mace_model
 
+    basis = model.radial_embedding.bessel_fn
+    if not hasattr(basis, "bessel_weights"):  # mace looks for the number of functions there, whatever their kind
+        object.__setattr__(basis, "bessel_weights", torch.empty(model.radial_embedding.out_dim))
     found = extract_config_mace_model(model)
     layers = [str(product.linear.irreps_out) for product in model.products]
     gates = [name for name, function in modules.gate_dict.items() if function is found["gate"]]
