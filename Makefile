@@ -61,6 +61,10 @@ format: $(stamps)/lint  ## mend style where ruff can
 	$(bin)/ruff check --fix .
 	$(bin)/ruff format .
 
+.PHONY: hosts
+hosts: $(stamps)/nox  ## check the adapters for other packages' potentials, each in an environment of its own
+	$(bin)/python -m nox -s hosts
+
 .PHONY: bench
 bench: $(stamps)/core  ## time the sum and a training step, scan a strain, beside the published equations written plainly
 	for script in electrostatics training_step strain_scan; do $(bin)/python benchmarks/$$script.py; done
@@ -127,6 +131,10 @@ $(stamps)/docs: pyproject.toml $(stamps)/constraints.txt
 
 $(stamps)/lint: pyproject.toml $(stamps)/constraints.txt
 	$(call install,[lint])
+	@touch $(stamps)/core
+
+$(stamps)/nox: pyproject.toml $(stamps)/constraints.txt
+	$(call install,[nox])
 	@touch $(stamps)/core
 
 $(stamps)/peers: pyproject.toml $(stamps)/constraints.txt

@@ -38,6 +38,12 @@ def test_coulomb_sum_gives_madelung_constants(examples: Path) -> None:
     torch.testing.assert_close(names["madelung"], torch.tensor([1.747564594633, 1.762674773070]), rtol=1e-8, atol=0)
 
 
+def test_another_host_has_exact_forces(examples: Path) -> None:
+    names = runpy.run_path(str(examples / "3_another_host.py"))
+    assert names["forces"][0, 0] == pytest.approx(-names["slope"], rel=1e-6)
+    assert abs(names["forces"]).max() > 1e-3
+
+
 def test_quickstart_runs(repository: Path) -> None:
     """The Python of the quickstart, with the model that it names."""
     from farfield import zoo

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from farfield.electrostatics.response import LinearResponse
     from farfield.electrostatics.susceptibility import Response
     from farfield.engines.ase import Calculator
+    from farfield.hosts.augment import augment
     from farfield.model import Model, load
     from farfield.potentials.long_range import LongRange
 
@@ -35,6 +36,7 @@ __all__ = [
     "Multipoles",
     "Response",
     "__version__",
+    "augment",
     "load",
 ]
 
@@ -48,6 +50,7 @@ _HOME = {
     "Model": "farfield.model",
     "Multipoles": "farfield.electrostatics.multipoles",
     "Response": "farfield.electrostatics.susceptibility",
+    "augment": "farfield.hosts.augment",
     "load": "farfield.model",
 }
 

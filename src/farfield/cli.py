@@ -275,6 +275,25 @@ def models() -> None:
                 console.print(f"    {line}", markup=False)
 
 
+@_command("hosts")
+def hosts() -> None:
+    """List the potentials of other packages that can be given a far field."""
+    from rich.console import Console
+
+    from farfield.hosts.registry import HOSTS
+
+    console = Console(highlight=False)
+    for info in HOSTS.values():
+        version = info.installed
+        console.print(f"[bold]{info.name}[/]  {info.package} {version or 'not installed'}")
+        if not info.gives:
+            console.print(f"    no adapter: {info.obstacle}", markup=False)
+            continue
+        console.print(f"    tested with {info.tested}; gives {', '.join(info.gives)}", markup=False)
+        if version is None:
+            console.print(f"    {info.install_line}", markup=False)
+
+
 @_command("demo")
 def demo(
     output: Annotated[Path, typer.Option(metavar="DIR", help="Where the report goes.")] = Path("demo-report"),

@@ -1,1 +1,1 @@
-"""Drop-in replacements for the interfaces of other packages. Still empty."""
+"""Drop-in replacements for the interfaces of other packages."""

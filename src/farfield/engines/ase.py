@@ -18,6 +18,7 @@ from farfield.engines.skin import SkinNeighbors
 from farfield.ensemble import Ensemble, combine
 from farfield.model import Model, load
 from farfield.observables.born import DEFAULT_HARMONICS
+from farfield.potentials.augmented import AugmentedPotential
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -40,7 +41,7 @@ class Calculator(AseCalculator):
     Parameters
     ----------
     model
-        A model, its file, the name of a shipped one, or a list of several of these.
+        A model, its file, the name of a shipped one, a potential without a card, or a list of several of these.
     skin
         Margin of the neighbour list (Å), which is reused until an atom has moved by half of it. Results do not depend
         on it.
@@ -78,7 +79,7 @@ class Calculator(AseCalculator):
 
     def __init__(
         self,
-        model: Model | Ensemble | str | Path | Sequence[Model | str | Path],
+        model: Model | Ensemble | AugmentedPotential | str | Path | Sequence[Model | AugmentedPotential | str | Path],
         *,
         skin: float = 1.0,
         total_charge: float | None = None,
@@ -201,13 +202,21 @@ def _as_field(field: Sequence[float] | None) -> np.ndarray:
     return np.zeros(3) if field is None else np.array(field, dtype=np.float64)
 
 
-def _models(given: Model | Ensemble | str | Path | Sequence[Model | str | Path]) -> list[Model]:
+def _models(
+    given: Model | Ensemble | AugmentedPotential | str | Path | Sequence[Model | AugmentedPotential | str | Path],
+) -> list[Model]:
     if isinstance(given, Ensemble):
         return given.models
-    listed = [given] if isinstance(given, Model | str | Path) else list(given)
+    listed = [given] if isinstance(given, Model | AugmentedPotential | str | Path) else list(given)
     if not listed:
         raise ValueError("`model` is an empty list: give at least one model")
-    return [one if isinstance(one, Model) else load(one) for one in listed]
+    return [_model(one) for one in listed]
+
+
+def _model(given: Model | AugmentedPotential | str | Path) -> Model:
+    if isinstance(given, AugmentedPotential):
+        return Model(given)
+    return given if isinstance(given, Model) else load(given)
 
 
 def _ase_results(found: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from typing import Any, Self
 
 import torch
@@ -15,6 +14,7 @@ from farfield.atoms.batch import AtomicBatch
 from farfield.atoms.neighbors import find_neighbors
 from farfield.electrostatics.multipoles import Multipoles
 from farfield.electrostatics.susceptibility import Response
+from farfield.potentials.backbones import backbone_class, kind_of
 from farfield.potentials.features import Backbone, Features
 from farfield.potentials.long_range import LongRange, LongRangeResult
 from farfield.potentials.repulsion import zbl_energy
@@ -252,11 +252,8 @@ class AugmentedPotential(nn.Module):
 
     def config(self) -> dict[str, Any]:
         """Return what rebuilds the potential: plain JSON values."""
-        kinds = {point.value: point.name for point in entry_points(group="farfield.backbones")}
-        cls = type(self.backbone)
-        address = f"{cls.__module__}:{cls.__qualname__}"
         return {
-            "backbone": {"kind": kinds.get(address, address), **self.backbone.config()},  # type: ignore[operator]
+            "backbone": {"kind": kind_of(type(self.backbone)), **self.backbone.config()},  # type: ignore[operator]
             "long_range": None if self.long_range is None else self.long_range.config(),
             "reference_energies": {str(number): value for number, value in self.reference_energies.items()},
             "zbl": self.zbl,
@@ -280,24 +277,6 @@ class AugmentedPotential(nn.Module):
             reference_energies={int(k): v for k, v in config.get("reference_energies", {}).items()},
             zbl=config.get("zbl", False),
         )
-
-
-def backbone_class(kind: str) -> type[Any]:
-    """Class of a backbone by the name of its entry point in the group ``farfield.backbones``.
-
-    Raises
-    ------
-    ValueError
-        If no installed package registers the name.
-    """
-    known = {point.name: point for point in entry_points(group="farfield.backbones")}
-    if kind in known:
-        return known[kind].load()
-    if kind in ("cace", "farfield.potentials.cace:CACE"):  # also from a source tree that is not installed
-        from farfield.potentials.cace import CACE
-
-        return CACE
-    raise ValueError(f"Unknown backbone {kind!r}. Must be one of {sorted({'cace', *known})}")
 
 
 def _stress(batch: AtomicBatch, by_positions: Tensor, by_cell: Tensor) -> Tensor:

@@ -10,16 +10,17 @@ import torch
 
 from farfield.atoms.batch import AtomicBatch
 from farfield.datasets.dataset import Dataset, collate
+from farfield.hosts.registry import adapter
 from farfield.potentials.augmented import AugmentedPotential, backbone_class
 from farfield.potentials.long_range import LongRange
 from farfield.training.config import ConfigError, ModelConfig
 from farfield.training.reading import did_you_mean
 
+#: Systems per batch where a model is applied to the data before the training.
+FRAMES_AT_ONCE = 16
+
 #: How many training frames set the starting scales of a model.
 CALIBRATION_FRAMES = 64
-
-#: Systems per batch where a model is applied to the whole set before the training.
-_BATCH = 16
 
 
 def fit_reference_energies(dataset: Dataset, explained: Sequence[float] | None = None) -> dict[int, float]:
@@ -55,15 +56,6 @@ def fit_reference_energies(dataset: Dataset, explained: Sequence[float] | None =
     return {z: float(value) for z, value in zip(elements, solution, strict=True)}
 
 
-@torch.no_grad()
-def energies_of(potential: AugmentedPotential, dataset: Dataset) -> list[float]:
-    """Energy of each system of a set, neighbours included, by a potential (eV)."""
-    energies: list[float] = []
-    for sample in dataset.batches(_BATCH):
-        energies.extend(potential(sample.batch).energy.tolist())
-    return energies
-
-
 def _check_arguments(cls: Callable[..., Any], given: dict[str, Any], where: str) -> None:
     parameters = inspect.signature(cls).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
@@ -88,25 +80,40 @@ def backbone_of(config: ModelConfig, elements: list[int]) -> torch.nn.Module:
     Raises
     ------
     ConfigError
-        If the kind is unknown, an argument is not one of the backbone's, or the data have elements that it lacks.
+        If the kind or host is unknown or not installed, an argument is not one of the backbone's, a checkpoint cannot
+        be used, or the data have elements that the backbone lacks.
     """
     arguments = dict(config.backbone)
-    kind = arguments.pop("kind")
+    key = "host" if "host" in arguments else "kind"
+    name = arguments.pop(key)
     try:
-        cls = backbone_class(kind)
-    except ValueError as error:
-        raise ConfigError(f"model.backbone.kind: {error}") from error
+        cls = adapter(name) if key == "host" else backbone_class(name)
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"model.backbone.{key}: {error}") from error
+    if "checkpoint" in arguments:
+        path = arguments.pop("checkpoint")
+        _check_arguments(cls.from_checkpoint, arguments, "model.backbone")
+        try:
+            backbone = cls.from_checkpoint(path, **arguments)
+        except (TypeError, ValueError, FileNotFoundError) as error:
+            raise ConfigError(f"model.backbone.checkpoint: {error}") from error
+        _check_elements(backbone.elements, elements, "checkpoint")
+        return backbone
     if "elements" in inspect.signature(cls).parameters:
         chosen = arguments.setdefault("elements", elements)
         try:
             chosen = [_number_of(item) for item in chosen]
         except (TypeError, KeyError) as error:
             raise ConfigError(f"model.backbone.elements: {arguments['elements']!r} is no list of elements") from error
-        lacking = sorted(set(elements) - set(chosen))
-        if lacking:
-            raise ConfigError(f"model.backbone.elements: {chosen} lacks elements of the data, atomic numbers {lacking}")
+        _check_elements(chosen, elements, "elements")
         arguments["elements"] = chosen
     return _construct(cls, arguments, "model.backbone")
+
+
+def _check_elements(known: Sequence[int], needed: Sequence[int], key: str) -> None:
+    lacking = sorted(set(needed) - set(known))
+    if lacking:
+        raise ConfigError(f"model.backbone.{key}: {list(known)} lacks elements of the data, atomic numbers {lacking}")
 
 
 def _number_of(element: int | str) -> int:
@@ -115,16 +122,30 @@ def _number_of(element: int | str) -> int:
     return atomic_numbers[element] if isinstance(element, str) else int(element)
 
 
-def reference_energies_of(config: ModelConfig, train: Dataset) -> dict[int, float]:
+def reference_energies_of(config: ModelConfig, train: Dataset, backbone: torch.nn.Module) -> dict[int, float]:
     """Return reference energies as the configuration wants them (eV), by atomic number."""
     if config.reference_energies == "none":
         return {}
+    if config.reference_energies == "host":
+        return dict(backbone.reference_energies)  # type: ignore[arg-type]
     if config.reference_energies == "least-squares":
         return fit_reference_energies(train)
     try:
         return {_number_of(symbol): value for symbol, value in config.reference_energies.items()}
     except KeyError as error:
         raise ConfigError(f"model.reference_energies: {error.args[0]!r} is no element symbol") from error
+
+
+def refit_reference_energies(potential: AugmentedPotential, config: ModelConfig, train: Dataset) -> None:
+    """Fit reference energies of ``least-squares`` to what the model leaves of training frames with neighbours."""
+    if config.reference_energies != "least-squares":
+        return
+    potential.set_reference_energies({})
+    energies: list[float] = []
+    with torch.no_grad():
+        for sample in train.batches(FRAMES_AT_ONCE):
+            energies.extend(potential(sample.batch).energy.tolist())
+    potential.set_reference_energies(fit_reference_energies(train, energies))
 
 
 def build_potential(config: ModelConfig, train: Dataset, dtype: torch.dtype = torch.float32) -> AugmentedPotential:
@@ -159,7 +180,7 @@ def build_potential(config: ModelConfig, train: Dataset, dtype: torch.dtype = to
     return AugmentedPotential(
         backbone,
         long_range,
-        reference_energies=reference_energies_of(config, train),
+        reference_energies=reference_energies_of(config, train, backbone),
         zbl=config.zbl,
     ).to(dtype)
 
@@ -167,8 +188,8 @@ def build_potential(config: ModelConfig, train: Dataset, dtype: torch.dtype = to
 def calibrate(potential: AugmentedPotential, train: Dataset, config: ModelConfig) -> None:
     """Set the starting scales and reference energies of the potential from training frames with neighbours.
 
-    Nominal charges bring the energy of an ionic crystal with them, some ten eV per atom, which nothing is to be
-    learned from: ``least-squares`` fits what these leave of the labels.
+    A short range from a checkpoint has energies already; nominal charges bring that of an ionic crystal with them,
+    some ten eV per atom. ``least-squares`` fits what these leave of the labels.
     """
     step = max(1, len(train) // CALIBRATION_FRAMES)
     sample = collate([train[i] for i in range(0, len(train), step)][:CALIBRATION_FRAMES])
@@ -177,6 +198,5 @@ def calibrate(potential: AugmentedPotential, train: Dataset, config: ModelConfig
     scale = 1.0 if forces.isnan().all() else float(forces.double().square().nanmean().sqrt())
     batch: AtomicBatch = sample.batch
     potential.calibrate(batch, max(scale, 1e-3))
-    if config.reference_energies == "least-squares" and (config.long_range or {}).get("nominal_charges"):
-        potential.set_reference_energies({})
-        potential.set_reference_energies(fit_reference_energies(train, energies_of(potential, train)))
+    if "checkpoint" in config.backbone or (config.long_range or {}).get("nominal_charges"):
+        refit_reference_energies(potential, config, train)

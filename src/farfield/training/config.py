@@ -140,15 +140,18 @@ class ModelConfig(_Strict):
     Attributes
     ----------
     backbone
-        ``kind`` (``cace``, or one registered under the entry point ``farfield.backbones``) and its arguments.
-        ``elements`` is filled in from the data where it is left out.
+        ``kind`` (``cace``, or one registered under the entry point ``farfield.backbones``) and its arguments; or
+        ``host``, a name that ``farfield hosts`` lists, with the arguments of its adapter, or with ``checkpoint``, the
+        file in which the host keeps a trained model, ``trust: true`` (it is a pickle, which may run any code) and
+        ``head``, where it has several. ``elements`` is filled in from the data where it is left out.
     long_range
         Arguments of `farfield.LongRange`; null for a short-range model.
     zbl
         Pair repulsion of close nuclei (Ziegler, Biersack, Littmark).
     reference_energies
-        ``least-squares``: energies of the elements fitted to the training frames (minimum norm); ``none``: zero;
-        or a mapping from element symbol to energy (eV).
+        ``least-squares``: energies of the elements fitted to the training frames (minimum norm), or to what a
+        checkpoint of a host leaves of them; ``host``: those of the checkpoint; ``none``: zero; or a mapping from
+        element symbol to energy (eV).
     epsilon_infinity
         High-frequency dielectric constant of the bulk, where it is known; it goes into the card, and into a constraint
         on the total charge.
@@ -157,15 +160,25 @@ class ModelConfig(_Strict):
     backbone: dict[str, Any]
     long_range: dict[str, Any] | None = None
     zbl: bool = False
-    reference_energies: Literal["least-squares", "none"] | dict[str, float] = "least-squares"
+    reference_energies: Literal["least-squares", "host", "none"] | dict[str, float] = "least-squares"
     epsilon_infinity: float | None = Field(default=None, gt=0)
 
     @field_validator("backbone")
     @classmethod
     def _kind(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if not isinstance(value.get("kind"), str):
-            raise ValueError("`kind` is missing: name the backbone, for example kind: cace")
+        if "host" in value and "kind" in value:
+            raise ValueError("give either `kind` or `host`, not both")
+        if not isinstance(value.get("kind", value.get("host")), str):
+            raise ValueError("`kind` is missing: name the backbone, for example kind: cace, or a host, host: mace")
+        if "checkpoint" in value and "host" not in value:
+            raise ValueError("`checkpoint` is a file of a host: name it, for example host: mace")
         return value
+
+    @model_validator(mode="after")
+    def _host_energies(self) -> ModelConfig:
+        if self.reference_energies == "host" and "checkpoint" not in self.backbone:
+            raise ValueError("`reference_energies` are those of a host but `backbone` names no `checkpoint` of one")
+        return self
 
 
 class StageConfig(_Strict):
@@ -303,6 +316,9 @@ class OptimizerConfig(_Strict):
         Largest norm of the gradient; longer ones are shortened. null: none.
     ema
         Decay per step of the exponential average of the weights, which is what is validated and kept. null: none.
+    short_range_rate
+        Factor on the learning rate of the short-range backbone, below 1 for one that is trained already; 0 keeps its
+        weights as they are.
     """
 
     kind: Literal["adam", "adamw"] = "adam"
@@ -314,6 +330,7 @@ class OptimizerConfig(_Strict):
     decay: DecayConfig = DecayConfig()
     clip: float | None = Field(default=10.0, gt=0)
     ema: float | None = Field(default=0.99, gt=0, lt=1)
+    short_range_rate: float = Field(default=1.0, ge=0)
 
 
 class StopConfig(_Strict):
@@ -393,6 +410,10 @@ class TrainingConfig(_Strict):
     @model_validator(mode="after")
     def _able(self) -> TrainingConfig:
         far = self.model.long_range
+        if far is None and self.optimizer.short_range_rate == 0:
+            raise ValueError(
+                "`optimizer.short_range_rate` is 0 and `model.long_range` null: nothing is left to be trained"
+            )
         for index, stage in enumerate(self.loss.stages):
             for part in LONG_RANGE_PARTS:
                 weight, key = getattr(stage, part), f"loss.stages.{index}.{part}"

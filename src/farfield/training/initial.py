@@ -9,11 +9,8 @@ import torch
 from farfield.datasets.dataset import Dataset
 from farfield.model import load
 from farfield.potentials.augmented import AugmentedPotential
-from farfield.training.build import energies_of, fit_reference_energies
+from farfield.training.build import FRAMES_AT_ONCE, refit_reference_energies
 from farfield.training.config import ConfigError, ModelConfig
-
-#: Systems per batch where the old model is applied to the new data.
-_BATCH = 16
 
 #: Settings of the long range that hold no weights: they may change.
 _FREE = frozenset({"accuracy", "epsilon_infinity"})
@@ -90,9 +87,7 @@ def start_from(
     potential.load_state_dict(weights, strict=False)
     if balanced and "long_range" in parts:
         _balance(potential, train)
-    if config.reference_energies == "least-squares":
-        potential.set_reference_energies({})
-        potential.set_reference_energies(fit_reference_energies(train, energies_of(potential, train)))
+    refit_reference_energies(potential, config, train)
     return model.card.gauge_sign if "long_range" in parts else 1
 
 
@@ -111,7 +106,7 @@ def _balance(potential: AugmentedPotential, train: Dataset) -> None:
     if far is None or far.total_charge != "constraint" or far.learned_weights:
         return
     products = squares = 0.0
-    for sample in train.batches(_BATCH):
+    for sample in train.batches(FRAMES_AT_ONCE):
         with torch.no_grad():
             excess = potential(sample.batch).far.excess
         products += float((excess * sample.batch.counts).sum())

@@ -92,6 +92,8 @@ class Trainer:
         elif not resuming:
             calibrate(potential, self.data.train, config.model)
         potential.to(self.fabric.device)
+        if config.optimizer.short_range_rate == 0:
+            potential.backbone.requires_grad_(False)
         self.potential = potential
         self.module = PotentialModule(
             potential,
@@ -270,7 +272,7 @@ class Trainer:
             sample = sample.to(self.fabric.device)
         rate = self.learning_rate.at(self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("factor", 1.0)
         self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(self.step_module(sample))
         if self.config.optimizer.clip is not None:

@@ -119,12 +119,24 @@ class PotentialModule(LightningModule):
 
 
 def make_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Adam or AdamW of a configuration; weight decay acts on matrices only, not on biases and scales."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    """Adam or AdamW of a configuration; weight decay acts on matrices only, not on biases and scales.
+
+    Groups of parameters whose learning rate is another have its ratio under ``"factor"``.
+    """
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    parts = [(1.0, [p for _, p in named])]
+    if config.short_range_rate not in (0.0, 1.0):
+        parts = [
+            (config.short_range_rate, [p for name, p in named if name.startswith("backbone.")]),
+            (1.0, [p for name, p in named if not name.startswith("backbone.")]),
+        ]
+    groups = []
+    for factor, parameters in parts:
+        extra = {} if factor == 1.0 else {"factor": factor, "lr": factor * config.learning_rate}
+        groups += [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay, **extra},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, **extra},
+        ]
     cls = torch.optim.AdamW if config.kind == "adamw" else torch.optim.Adam
     return cls(
         [group for group in groups if group["params"]],
@@ -132,5 +144,5 @@ def make_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.opt
         betas=config.betas,
         amsgrad=config.amsgrad,
         # One kernel for all parameters instead of a dozen small ones per tensor.
-        fused=all(p.device.type in ("cpu", "cuda") for p in parameters),
+        fused=all(p.device.type in ("cpu", "cuda") for _, p in named),
     )

@@ -1,0 +1,153 @@
+"""What adapters share: the protocol of a host, its elements, and its edges from an `AtomicBatch`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from farfield.atoms.batch import AtomicBatch
+from farfield.atoms.neighbors import neighbors_within
+
+
+@dataclass(frozen=True, eq=False)
+class Edges:
+    """Pairs of a batch within a host's cutoff, each from either end.
+
+    ``shifts`` are the whole cell vectors, in Å and differentiable in the cell: the vector of a pair is
+    ``positions[j] - positions[i] + shifts``.
+    """
+
+    i: Int[Tensor, " pairs"]
+    j: Int[Tensor, " pairs"]
+    shifts: Float[Tensor, "pairs 3"]
+
+
+class HostBackbone(nn.Module):
+    """A potential of another package as a backbone (`farfield.potentials.features.Backbone`).
+
+    An adapter adds: ``forward(batch)``, which gives `Features` whose energy leaves out `reference_energies`;
+    `from_host`; `config`, `from_config`. It hands ``batch.positions`` and the shifts of `edges` to the host and takes
+    no force of it, so that forces and stress are derivatives of the whole energy. The weights that it has are those of
+    the host, in its own ``state_dict``: a model file needs no pickle.
+
+    Parameters
+    ----------
+    elements
+        Atomic numbers that the host knows, in its order.
+    cutoff
+        Range of its edges (Å).
+
+    Attributes
+    ----------
+    reference_energies
+        Energy of each element (eV) that the host adds, by atomic number; farfield keeps these in double precision.
+    pretrained
+        Whether the weights come from a model of the host, and so are in use as they are.
+    """
+
+    element_index: Tensor
+
+    def __init__(self, elements: Sequence[int], cutoff: float) -> None:
+        super().__init__()
+        if not elements or any(not 1 <= int(z) <= 118 for z in elements) or len(set(elements)) != len(elements):
+            raise ValueError(f"`elements` is {list(elements)} but must be different atomic numbers between 1 and 118")
+        if not cutoff > 0:
+            raise ValueError(f"`cutoff` is {cutoff} but must be positive (Å)")
+        self.elements = [int(z) for z in elements]
+        self.cutoff = float(cutoff)
+        self.reference_energies: dict[int, float] = {}
+        self.pretrained = False
+        index = torch.full((119,), -1, dtype=torch.int64)
+        index[torch.tensor(self.elements)] = torch.arange(len(self.elements))
+        self.register_buffer("element_index", index, persistent=False)
+
+    @classmethod
+    def from_host(cls, model: nn.Module, *, head: str | None = None) -> Self:
+        """Make an adapter of a model of the host, with a copy of its weights; the model stays as it is.
+
+        ``head`` says which of several heads gives the energy, where the model has such.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, *, trust: bool = False, head: str | None = None) -> Self:
+        """Make an adapter of a file in which the host keeps a whole model; ``head`` as in `from_host`.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If ``trust`` is not set: such files are pickles, which may run any code when they are loaded.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no checkpoint {str(path)!r}")
+        if not trust:
+            raise ValueError(
+                f"{str(path)!r} is a pickle, which may run any code when it is loaded: set `trust` to true if you know "
+                "where it comes from"
+            )
+        cls.prepare()
+        return cls.from_host(torch.load(path, map_location="cpu", weights_only=False), head=head)
+
+    @classmethod
+    def prepare(cls) -> None:
+        """Import what loading the host's files needs."""
+
+    def species(self, batch: AtomicBatch) -> Int[Tensor, " atoms"]:
+        """Place of each atom's element in `elements`.
+
+        Raises
+        ------
+        ValueError
+            If (seen on the CPU) an element is not among them.
+        """
+        found = self.element_index[batch.numbers]
+        # on a GPU the check would wait for the device; there the one-hot encoding stops on a negative place
+        if found.device.type == "cpu" and bool((found < 0).any()):
+            unknown = sorted(set(batch.numbers[found < 0].tolist()))
+            raise ValueError(f"Atomic numbers {unknown} are not among the host's elements {self.elements}")
+        return found
+
+    def edges(self, batch: AtomicBatch) -> Edges:
+        """Return the pairs within `cutoff`, also of a batch whose neighbours reach further.
+
+        Raises
+        ------
+        ValueError
+            If the batch has no neighbours, or only nearer ones.
+        """
+        pairs = neighbors_within(batch, self.cutoff, f"the host's cutoff is {self.cutoff:g} Å")
+        shifts = torch.einsum("ps,psc->pc", pairs.shifts.to(batch.cell.dtype), batch.cell[batch.system[pairs.i]])
+        if pairs.cutoff == self.cutoff:
+            return Edges(pairs.i, pairs.j, shifts)
+        # Some hosts do not end smoothly beyond their cutoff but rely on edges to end there.
+        with torch.no_grad():
+            near = (batch.positions[pairs.j] - batch.positions[pairs.i] + shifts).norm(dim=1) < self.cutoff
+        return Edges(pairs.i[near], pairs.j[near], shifts[near])
+
+
+def traceless_from_l2(components: Float[Tensor, "atoms channels 5"]) -> Float[Tensor, "atoms channels 3 3"]:
+    """Symmetric traceless matrices of l = 2 components in the order and axes of e3nn; lengths stay what they are.
+
+    The five are xz, xy, (2y² − x² − z²)/(2√3), yz, (z² − x²)/2 of a vector's components, times √(15/4π) for spherical
+    harmonics of unit vectors. Those of l = 1 are x, y, z themselves.
+    """
+    h, s, t = 0.5**0.5, 6.0**-0.5, (2.0 / 3.0) ** 0.5
+    basis = components.new_tensor(
+        [
+            [[0, 0, h], [0, 0, 0], [h, 0, 0]],
+            [[0, h, 0], [h, 0, 0], [0, 0, 0]],
+            [[-s, 0, 0], [0, t, 0], [0, 0, -s]],
+            [[0, 0, 0], [0, 0, h], [0, h, 0]],
+            [[-h, 0, 0], [0, 0, 0], [0, 0, h]],
+        ]
+    )
+    return torch.einsum("acm,mxy->acxy", components, basis)
