@@ -49,7 +49,10 @@ class Setting:
 
 SETTINGS = {
     "gas": {"short": Setting(frames=90, kept=20, epochs=40), "long": Setting(frames=900, kept=100, epochs=40)},
-    "electrolyte": {"short": Setting(frames=40, kept=10, epochs=10), "long": Setting(frames=200, kept=40, epochs=30)},
+    "electrolyte": {
+        "short": Setting(frames=40, kept=10, epochs=10),
+        "long": Setting(frames=1800, kept=100, epochs=100),
+    },
 }
 
 #: What differs between the models.

@@ -1,6 +1,7 @@
 """Time a training step of the built-in backbone with and without the far field, on a box of 64 water molecules.
 
-    python benchmarks/training_step.py [--threads 2] [--repeat 15] [--config configs/dipeptides.yaml] [--frames 1]
+    python benchmarks/training_step.py [--threads 2] [--repeat 15] [--frames 1]
+        [--config configs/dipeptides-charges.yaml]
 
 A step is what `farfield train` does with a batch: energies and forces, the loss, its backward pass through the forces,
 clipping and the optimizer. Both potentials come from one configuration and differ in nothing but ``long_range: null``;
@@ -28,7 +29,7 @@ from farfield.training import read_config
 from farfield.training.build import build_potential, calibrate
 from farfield.training.module import PotentialModule, make_optimizer
 
-CONFIG = Path(__file__).resolve().parent.parent / "configs" / "dipeptides.yaml"
+CONFIG = Path(__file__).resolve().parent.parent / "configs" / "dipeptides-charges.yaml"
 KINDS = {"short range": ["model.long_range=null"], "with long range": []}
 
 
