@@ -21,6 +21,8 @@ if os.environ.get("FARFIELD_HOST") != "mace":  # its session must not pass by sk
 from farfield import augment
 from farfield.atoms.batch import AtomicBatch
 from farfield.atoms.neighbors import find_neighbors
+from farfield.compat.les import install
+from farfield.compat.les.maceles import forces_and_stress
 from farfield.hosts.base import traceless_from_l2
 from farfield.hosts.mace import MACEBackbone
 from farfield.hosts.mace_models import importing
@@ -63,7 +65,8 @@ def make(kind: str = "ScaleShiftMACE", **changes: Any) -> nn.Module:
         }  # fmt: skip
         if kind == "ScaleShiftMACE":
             settings |= {"atomic_inter_scale": [0.7] * len(heads), "atomic_inter_shift": [0.3] * len(heads)}
-        return getattr(modules, kind)(**{**settings, **changes})
+        cls = changes.pop("build", None) or getattr(modules, kind)
+        return cls(**{**settings, **changes})
 
 
 @functools.cache
@@ -72,23 +75,29 @@ def standard() -> nn.Module:
     return make()
 
 
-def energy_by_mace(model: nn.Module, batch: AtomicBatch, head: int = 0) -> Tensor:
-    """Energies as mace gives them, from inputs made here by another way than the adapter's."""
+def inputs_of(batch: AtomicBatch, head: int = 0) -> dict[str, Tensor]:
+    """Inputs of mace, made here by another way than the adapter's."""
     pairs = batch.neighbors
     assert pairs is not None
     cells = batch.cell[batch.system[pairs.i]]
-    elements = torch.tensor([1, 6, 8])
-    data = {
+    unit_shifts = pairs.shifts.to(cells.dtype)
+    return {
         "positions": batch.positions,
-        "node_attrs": (batch.numbers[:, None] == elements).to(batch.positions.dtype),
+        "node_attrs": (batch.numbers[:, None] == torch.tensor([1, 6, 8])).to(batch.positions.dtype),
         "edge_index": torch.stack([pairs.i, pairs.j]),
-        "shifts": (pairs.shifts.to(cells.dtype)[:, None, :] @ cells)[:, 0],
+        "shifts": (unit_shifts[:, None, :] @ cells)[:, 0],
+        "unit_shifts": unit_shifts,
         "cell": batch.cell.reshape(-1, 3),
+        "pbc": batch.pbc,
         "batch": batch.system,
         "ptr": torch.cat([torch.zeros(1, dtype=torch.int64), batch.counts.cumsum(0)]),
         "head": torch.full((batch.n_systems,), head),
     }
-    return model(data, compute_force=False)["energy"]
+
+
+def energy_by_mace(model: nn.Module, batch: AtomicBatch, head: int = 0) -> Tensor:
+    """Energies as mace gives them."""
+    return model(inputs_of(batch, head), compute_force=False)["energy"]
 
 
 class TestMACE(HostLaws):
@@ -248,3 +257,35 @@ def test_a_checkpoint_without_trust_or_with_other_elements_is_refused(tmp_path: 
         Trainer(parse_config(configuration(tmp_path, backbone)), quiet=True)
     with pytest.raises(ConfigError, match=r"lacks elements.*\[8\]"):
         Trainer(parse_config(configuration(tmp_path, {**backbone, "trust": True})), quiet=True)
+
+
+# ---- the drop-in for les ---------------------------------------------------------------------------------------------
+
+
+def test_maceles_runs_on_the_drop_in_with_forces_and_stress_of_its_energy() -> None:
+    install()
+    with importing():
+        from mace.modules.extensions import MACELES
+    settings = {"atomic_inter_scale": 0.7, "atomic_inter_shift": 0.3, "les_arguments": {"accuracy": 1e-6}}
+    model = make("ScaleShiftMACE", build=MACELES, **settings)
+    with torch.no_grad():
+        for parameter in model.les_readouts.parameters():
+            parameter.mul_(20.0)  # so that the long range dominates the stress
+    batch = joined(mixed()[1:3], 3.0)
+    found = forces_and_stress(model, inputs_of(batch))
+    move = torch.randn(batch.positions.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    strain = torch.tensor([[0.3, 0.2, -0.1], [0.2, -0.4, 0.5], [-0.1, 0.5, 0.6]], dtype=torch.float64)
+
+    def energy(step: float) -> Tensor:
+        deform = torch.eye(3, dtype=torch.float64) + step * strain
+        moved = batch.replace(positions=(batch.positions + step * move) @ deform, cell=batch.cell @ deform)
+        return model(inputs_of(moved), compute_force=False)["energy"].detach()
+
+    slope = HostLaws.slope_of(energy)
+    volume = torch.linalg.det(batch.cell).abs()
+    expected = (found["stress"] * strain).sum((1, 2)) * volume
+    expected = expected - batch.sum_over_atoms(found["forces"] * move).sum(1)
+    assert found["les_energy"].abs().min() > 0.1
+    torch.testing.assert_close(slope, expected, rtol=1e-6, atol=1e-6)
+    own = model(inputs_of(batch), compute_stress=True)["stress"]
+    assert (own - found["stress"]).abs().max() > 1e-4  # mace-torch's own lacks the long range
