@@ -285,6 +285,33 @@ def select_frames(
     return kept
 
 
+def read_set(
+    data: str | Path, columns: Columns | None = None, units: Units | None = None
+) -> tuple[list[Atoms], Columns | None, Units | None]:
+    """Read the structures of a registered set or a file, and say how to read their labels.
+
+    Parameters
+    ----------
+    data
+        Registry name (``dipeptides/train``) or path.
+    columns, units
+        As they were asked for; where they are None, those of the registry's entry are returned, if there is one.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is neither such a file nor such a set.
+    ValueError
+        If the file cannot be read.
+    """
+    entry = DATASETS.get(str(data))
+    path = resolve_data(data)
+    if entry is not None:
+        columns = columns if columns is not None else Columns.model_validate(entry.columns)
+        units = units if units is not None else Units.model_validate(entry.units)
+    return read_structures(path), columns, units
+
+
 def load_dataset(
     data: str | Path,
     *,
@@ -317,12 +344,7 @@ def load_dataset(
     ValueError
         If the file cannot be read or a frame is unsound.
     """
-    entry = DATASETS.get(str(data))
-    path = resolve_data(data)
-    if entry is not None:
-        columns = columns if columns is not None else Columns.model_validate(entry.columns)
-        units = units if units is not None else Units.model_validate(entry.units)
-    structures = read_structures(path)
+    structures, columns, units = read_set(data, columns, units)
     if select:
         kept = select_frames([atoms.info for atoms in structures], name=str(data), **select)
         structures = [structures[i] for i in kept]

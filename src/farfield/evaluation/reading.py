@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from farfield.atoms.structures import read_structures
-from farfield.datasets.dataset import Dataset, label_structures, select_frames
+from farfield.datasets.dataset import Dataset, label_structures, read_set, select_frames
 from farfield.datasets.quantities import Columns, Conventions, Units
-from farfield.datasets.registry import DATASETS, resolve_data
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -50,11 +48,7 @@ def read_labelled(
     name = "structures"
     if isinstance(data, str | Path):
         name = str(data)
-        entry = DATASETS.get(name)
-        structures = read_structures(resolve_data(data))
-        if entry is not None:
-            columns = columns if columns is not None else Columns(**entry.columns)  # type: ignore[arg-type]
-            units = units if units is not None else Units(**entry.units)
+        structures, columns, units = read_set(data, columns, units)
     else:
         structures = list(data)
         if not structures:
