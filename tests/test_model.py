@@ -192,7 +192,7 @@ def test_shapes_and_names(molecules, salt):
         "latent_dipoles": (n, 3), "latent_quadrupoles": (n, 3, 3), "dipole": (5, 3), "quadrupole": (5, 3, 3),
         "induced_charges": (n,), "induced_dipoles": (n, 3), "potential": (n,), "field": (n, 3),
         "polarizability": (5, 3, 3), "atomic_polarizabilities": (n, 3, 3), "chi": (5,), "k_d": (5,), "epsilon_e": (5,),
-        "polarization": (5, 3), "born_charges": (n, 3, 3), "born_effective_charges": (n, 3, 3),
+        "polarization": (5, 3), "born_charges": (n, 3, 3), "born_effective_charges": (n, 3, 3), "field_forces": (n, 3),
     }  # fmt: skip
     assert result["screening"] == ["vacuum"] * 4 + ["latent"]
     assert np.isnan(result["stress"][:4]).all()

@@ -58,6 +58,10 @@ EpsilonOption = Annotated[
     float | None, typer.Option(help="High-frequency dielectric constant of periodic systems, instead of the model's.")
 ]
 HarmonicsOption = Annotated[int | None, typer.Option(help="Lattice harmonics for Born charges of periodic systems.")]
+ExactOption = Annotated[
+    bool,
+    typer.Option("--exact", help="Repeat periodic cells as far as exact Born charges need (costs memory)."),
+]
 
 
 def main() -> None:
@@ -144,6 +148,7 @@ def evaluate(
     last: Annotated[int | None, typer.Option(min=1, help="Compare only so many structures from the back.")] = None,
     epsilon_infinity: EpsilonOption = None,
     harmonics: HarmonicsOption = None,
+    exact: ExactOption = False,
     float64: Annotated[bool, typer.Option("--float64", help="Compute in double precision.")] = False,
 ) -> None:
     """Compare a model with every label that the data have."""
@@ -170,7 +175,7 @@ def evaluate(
             total_charge=None if total_charge == "none" else total_charge,
             first=first,
             last=last,
-            options=_given(epsilon_infinity=epsilon_infinity, harmonics=harmonics),
+            options=_given(epsilon_infinity=epsilon_infinity, harmonics=harmonics, exact=exact or None),
             name=model,
             progress=progress,
         )
@@ -194,6 +199,7 @@ def born(
     ),
     epsilon_infinity: EpsilonOption = None,
     harmonics: HarmonicsOption = None,
+    exact: ExactOption = False,
     sum_rule: Annotated[bool, typer.Option("--sum-rule", help="Shift Born charges to add up to the charge.")] = False,
 ) -> None:
     """Write charges and Born charges of structures as extended XYZ."""
@@ -207,7 +213,9 @@ def born(
             data,
             output,
             order=order,  # type: ignore[arg-type]
-            options=_given(epsilon_infinity=epsilon_infinity, harmonics=harmonics, sum_rule=sum_rule or None),
+            options=_given(
+                epsilon_infinity=epsilon_infinity, harmonics=harmonics, sum_rule=sum_rule or None, exact=exact or None
+            ),
             progress=progress,
         )
     for message in dict.fromkeys(str(warning.message) for warning in caught):

@@ -29,6 +29,7 @@ from farfield.observables.outputs import (
     LATENT,
     MOMENTS,
     POLARIZABILITIES,
+    PULL,
     RESPONSE,
     ScaledPotential,
     screened_epsilon,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     Structures = AtomicBatch | Atoms | Sequence[Atoms]
 
 #: Names that `Model.compute` knows.
-PROPERTIES = (*ENERGETIC, *MOMENTS, *FIELDS, *RESPONSE, *BORN)
+PROPERTIES = (*ENERGETIC, PULL, *MOMENTS, *FIELDS, *RESPONSE, *BORN)
 #: Those that depend on how latent multipoles are scaled.
 _SCALED = {*MOMENTS, *FIELDS, *POLARIZABILITIES, "epsilon_e", *BORN} - set(LATENT)
 
@@ -314,6 +315,7 @@ class Model:
         fit: Literal["flat", "radius"] = "radius",
         mean: Literal["detached", "attached"] = "detached",
         sum_rule: bool = False,
+        exact: bool = False,
         origin: Literal["zero", "centre"] = "zero",
         external_field: Tensor | np.ndarray | Sequence[float] | None = None,
         screening: Screening = "derived",
@@ -335,13 +337,14 @@ class Model:
             (systems, 3) and born_charges (atoms, 3, 3; first index polarization) of all of them; polarizability
             (systems, 3, 3) and atomic_polarizabilities (atoms, 3, 3) in Å³; chi, k_d (1/Å) and epsilon_e (systems,),
             see `farfield.observables.stability` and `effective_epsilon`; the latent multipoles as the Coulomb sum
-            takes them. Units eV, Å, e where no other is said.
+            takes them; field_forces (atoms, 3), the part of the forces that a field adds along periodic directions as
+            F·Z* of the charges, derivatives of no energy. Units eV, Å, e where no other is said.
         total_charge
             As in `as_batch`.
         epsilon_infinity
             ε of periodic systems, instead of the card's.
-        harmonics, fit, mean, sum_rule
-            As in `farfield.observables.born_charges`.
+        harmonics, fit, mean, sum_rule, exact
+            As in `farfield.observables.born_charges`; what is ``exact`` repeats periodic cells.
         origin
             As in `farfield.observables.dipole_moment`.
         external_field
@@ -367,7 +370,8 @@ class Model:
         ------
         ValueError
             If a property is unknown, or the model has no charges; for a field of the wrong shape, or a stress in a
-            field; for one-shot response that is unstable in long waves; or as `as_batch`.
+            field; for one-shot response that is unstable in long waves; for ``exact`` where the total charge of a
+            periodic system is an input of the model; or as `as_batch`.
         """
         if isinstance(properties, str):
             properties = (properties,)
@@ -377,6 +381,8 @@ class Model:
             if name not in ENERGETIC and not self.is_long_range:
                 raise ValueError(f"{name!r} needs charges, but this model has no long-range part")
         batch = self._in_field(self.as_batch(structures, total_charge), external_field)
+        if exact:
+            self._check_repeatable(batch)
         found: dict[str, list[Tensor]] = {name: [] for name in properties}
         for part in chunks(batch, max_atoms):
             chunk = with_neighbors(self.potential, part)
@@ -389,7 +395,7 @@ class Model:
                 response,
                 origin=origin,
                 sum_rule=sum_rule,
-                born={"harmonics": harmonics, "fit": fit, "mean": mean},
+                born={"harmonics": harmonics, "fit": fit, "mean": mean, "exact": exact},
             )
             for name in properties:
                 found[name].append(values[name].detach())
@@ -416,6 +422,17 @@ class Model:
         batch = self.potential.add_neighbors(self.as_batch(structures, total_charge))
         scale = self.scale(batch, options.pop("epsilon_infinity", None))
         return forces_in_field(self, batch, torch.as_tensor(field), scale=scale, **options).detach()
+
+    def _check_repeatable(self, batch: AtomicBatch) -> None:
+        """Refuse to repeat charged cells where atoms feel the total charge: that of a supercell is another one."""
+        far = self.potential.long_range
+        if far is None or far.total_charge != "feature" or batch.total_charge is None:
+            return
+        if bool((batch.pbc.any(dim=1) & (batch.total_charge != 0)).any()):
+            raise ValueError(
+                "`exact` repeats periodic cells, but this model takes the total charge of a system as an input, and "
+                "that of a charged supercell is another one: compare a few values of `harmonics` instead"
+            )
 
     def _in_field(self, batch: AtomicBatch, field: Tensor | np.ndarray | Sequence[float] | None) -> AtomicBatch:
         if field is None:

@@ -16,7 +16,7 @@ from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
 from small_models import small_model
 
-from farfield.engines.ase import Calculator
+from farfield.engines.ase import Calculator, FieldWork
 from farfield.ensemble import Ensemble
 
 
@@ -140,6 +140,28 @@ def test_nve_conserves_energy(salt):
         fluctuations.append(np.ptp(energies))
     assert 0 < fluctuations[1] < 0.35 * fluctuations[0]
     assert fluctuations[1] < 0.05 * kinetic
+
+
+def test_dynamics_in_a_field_conserve_the_energy_less_its_work(salt):
+    """Along a wire and open directions alike: the part that is in the energy, and the part that is not."""
+    salt.pbc = (True, True, False)
+    salt.cell[2] *= 3.0
+    errors, works = [], []
+    for step in (1.0, 0.5):
+        atoms = salt.copy()
+        model = small_model(charge_scale=0.5, card={"epsilon_infinity": 2.0})
+        atoms.calc = Calculator(model, external_field=[0.05, -0.08, 0.06])
+        atoms.set_velocities(np.random.default_rng(0).normal(scale=0.01, size=(len(atoms), 3)))
+        start, work, conserved = atoms.get_total_energy(), FieldWork(atoms), []
+        dynamics = VelocityVerlet(atoms, step * units.fs)
+        dynamics.attach(work)
+        dynamics.attach(lambda a=atoms, w=work, c=conserved: c.append(a.get_total_energy() - w.work))  # after the work
+        dynamics.run(round(30 / step))
+        errors.append(np.abs(np.array(conserved) - start).max())
+        works.append(work.work)
+    assert abs(works[1]) > 5 * errors[1]  # without the work the energy would be off by so much
+    assert errors[1] < 0.35 * errors[0]
+    assert works[0] == pytest.approx(works[1], rel=1e-2)
 
 
 def test_optimizers_run(salt, methanol):

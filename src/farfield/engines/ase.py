@@ -49,7 +49,7 @@ class Calculator(AseCalculator):
         Total charge of the structure (e); by default ``atoms.info["total_charge"]`` where there is one.
     epsilon_infinity
         ε of periodic systems for charges, dipoles and Born charges, instead of the model card's.
-    harmonics, fit, mean, sum_rule
+    harmonics, fit, mean, sum_rule, exact
         How Born charges of periodic systems are made, as in `farfield.observables.born_charges`.
     external_field
         Uniform field (V/Å), three numbers; may be set anew at any time. It acts on energy and forces as `Model.compute`
@@ -88,6 +88,7 @@ class Calculator(AseCalculator):
         fit: Literal["flat", "radius"] = "radius",
         mean: Literal["detached", "attached"] = "detached",
         sum_rule: bool = False,
+        exact: bool = False,
         external_field: Sequence[float] | None = None,
         allow_unstable: bool = False,
         device: torch.device | str | None = None,
@@ -107,6 +108,7 @@ class Calculator(AseCalculator):
             "fit": fit,
             "mean": mean,
             "sum_rule": sum_rule,
+            "exact": exact,
             "allow_unstable": allow_unstable,
         }
         self.external_field = external_field
@@ -181,6 +183,8 @@ class Calculator(AseCalculator):
         if self._wants_stress and all(atoms.pbc) and not _as_field(self.external_field).any():
             wanted.append("stress")
         if self.models[0].is_long_range:
+            if _as_field(self.external_field).any() and any(atoms.pbc):
+                wanted.append("field_forces")
             wanted += ["charges", "dipole", *(name for name in [*_ELECTRIC[2:], *_ANSWERS] if name in properties)]
         return wanted
 
@@ -196,6 +200,47 @@ class Calculator(AseCalculator):
                 stacklevel=4,
             )
             self._told_latent = True
+
+
+class FieldWork:
+    """Work ∫F·J dt of a calculator's field on the charges along periodic directions, during dynamics (eV).
+
+    Those forces are derivatives of no energy: what dynamics in a field conserve is the total energy less this work.
+    Attach it to ASE dynamics at every step; it adds up the mean of the forces at both ends of a step times the
+    displacement. The work on all that is open or induced is in the energy already.
+
+    Parameters
+    ----------
+    atoms
+        Structure with a `Calculator`; its positions must not be wrapped between steps.
+
+    Attributes
+    ----------
+    work
+        Work so far (eV).
+
+    Examples
+    --------
+    >>> work = FieldWork(atoms)  # doctest: +SKIP
+    >>> dynamics.attach(work)  # doctest: +SKIP
+    """
+
+    def __init__(self, atoms: Atoms) -> None:
+        self.atoms = atoms
+        self.work = 0.0
+        self._positions, self._forces = self._state()
+
+    def __call__(self) -> None:
+        """Add the work since the last call."""
+        positions, forces = self._state()
+        self.work += float((0.5 * (self._forces + forces) * (positions - self._positions)).sum())
+        self._positions, self._forces = positions, forces
+
+    def _state(self) -> tuple[np.ndarray, np.ndarray]:
+        positions = self.atoms.get_positions()
+        self.atoms.get_forces()  # computed already within dynamics
+        found = self.atoms.calc.results.get("field_forces")
+        return positions, np.zeros_like(positions) if found is None else found
 
 
 def _as_field(field: Sequence[float] | None) -> np.ndarray:
@@ -228,7 +273,7 @@ def _ase_results(found: dict[str, Any]) -> dict[str, Any]:
     for name in ("dipole", "polarization", "polarizability"):
         if name in found:
             results[name] = found[name][0].astype(np.float64)
-    for name in ("charges", "born_effective_charges", "induced_charges", "induced_dipoles"):
+    for name in ("charges", "born_effective_charges", "induced_charges", "induced_dipoles", "field_forces"):
         if name in found:
             results[name] = found[name].astype(np.float64)
     if "energy_std" in found:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from farfield.atoms.batch import AtomicBatch
 from farfield.atoms.frames import completed_cells, perpendicular_heights
+from farfield.atoms.replicas import replicate
 from farfield.electrostatics.multipoles import Multipoles
 from farfield.observables.harmonics import fitted_coefficients, flat_coefficients
 from farfield.observables.moments import MultipoleModel, Scale, balanced_charges, physical, with_neighbors
@@ -31,6 +32,10 @@ DEFAULT_HARMONICS = 6
 
 #: Share of the Born charges that may come from where displacements are ambiguous, before a warning says so.
 AMBIGUOUS_SHARE = 0.01
+
+#: With ``exact``: cells are repeated until the receptive radius is no more than this share of their heights, where so
+#: many harmonics follow a displacement to 4·10⁻⁵ of the radius.
+EXACT_REACH, EXACT_HARMONICS = 0.3, 12
 
 
 def born_charges(
@@ -42,6 +47,7 @@ def born_charges(
     mean: Literal["detached", "attached"] = "detached",
     scale: Scale = 1.0,
     sum_rule: bool = False,
+    exact: bool = False,
     create_graph: bool = False,
 ) -> Float[Tensor, "atoms 3 3"]:
     """Born effective charges, first index polarization, second displacement.
@@ -65,6 +71,10 @@ def born_charges(
     sum_rule
         Shift Z* evenly so that they add up to the total charge (see `impose_sum_rule`). Off by default: how far the sum
         is from it tells about the model.
+    exact
+        Repeat cells along periodic axes as far as the receptive radius asks for, so that no displacement is ambiguous,
+        and give the Z* of the atoms of one copy: those of an infinite supercell, to some 10⁻⁵ and at the cost of the
+        larger cells. At least `EXACT_HARMONICS` are used there.
     create_graph
         Keep the graph, to train on Z*; phases stay constants.
 
@@ -88,7 +98,7 @@ def born_charges(
     """
     directions = torch.eye(3, dtype=batch.positions.dtype, device=batch.positions.device)
     directions = directions[:, None, :].expand(3, batch.n_systems, 3)
-    rows = _contracted(model, batch, directions, harmonics, fit, mean, scale, create_graph)
+    rows = _contracted(model, batch, directions, harmonics, fit, mean, scale, exact, create_graph)
     born = rows.transpose(0, 1)
     return impose_sum_rule(batch, born) if sum_rule else born
 
@@ -102,13 +112,14 @@ def forces_in_field(
     fit: Literal["flat", "radius"] = "radius",
     mean: Literal["detached", "attached"] = "detached",
     scale: Scale = 1.0,
+    exact: bool = False,
     create_graph: bool = False,
 ) -> Float[Tensor, "atoms 3"]:
     """Give the forces of a uniform field through the Born charges, f_ib = Σ_a F_a Z*_{i,ab}, without building Z*.
 
     Parameters
     ----------
-    model, batch, harmonics, fit, mean, scale, create_graph
+    model, batch, harmonics, fit, mean, scale, exact, create_graph
         As in `born_charges`.
     field
         Electric field (V/Å), one for all systems or one each: applied along open directions, macroscopic along periodic
@@ -130,7 +141,7 @@ def forces_in_field(
     if not bool(torch.isfinite(field).all()):
         raise ValueError("`field` must be finite (V/Å)")
     directions = field.expand(batch.n_systems, 3)[None]
-    return _contracted(model, batch, directions, harmonics, fit, mean, scale, create_graph)[0]
+    return _contracted(model, batch, directions, harmonics, fit, mean, scale, exact, create_graph)[0]
 
 
 def forces_on_periodic_charges(
@@ -141,6 +152,7 @@ def forces_on_periodic_charges(
     fit: Literal["flat", "radius"] = "radius",
     mean: Literal["detached", "attached"] = "detached",
     scale: Scale = 1.0,
+    exact: bool = False,
 ) -> Float[Tensor, "atoms 3"]:
     """Give the forces of ``batch.external_field`` that are derivatives of no energy (eV/Å), shape (atoms, 3).
 
@@ -149,7 +161,7 @@ def forces_on_periodic_charges(
 
     Parameters
     ----------
-    model, batch, harmonics, fit, mean, scale
+    model, batch, harmonics, fit, mean, scale, exact
         As in `born_charges`; the batch has a field.
 
     Raises
@@ -163,7 +175,7 @@ def forces_on_periodic_charges(
     field = batch.external_field.detach().double()
     field = field - torch.einsum("sca,sa,scb->sb", normals, field, normals)
     directions = field.to(batch.positions)[None]
-    return _contracted(model, batch, directions, harmonics, fit, mean, scale, False, charges_only=True)[0]
+    return _contracted(model, batch, directions, harmonics, fit, mean, scale, exact, False, charges_only=True)[0]
 
 
 def impose_sum_rule(batch: AtomicBatch, born: Float[Tensor, "atoms 3 3"]) -> Float[Tensor, "atoms 3 3"]:
@@ -204,8 +216,8 @@ def _warn_of_ambiguity(
     warnings.warn(
         f"the model's receptive radius of {radius:.2f} Å is more than half of the smallest perpendicular height of "
         f"system {worst} ({radius / times:.2f} Å), and charges respond to atoms that far away: its Born charges are "
-        f"approximate. Replicate that cell {math.ceil(2 * times)} times along its short axes for exact ones, or "
-        "compare a few values of `harmonics`.",
+        f"approximate. Set `exact`, which repeats such cells ({math.ceil(times / EXACT_REACH)} times along its short "
+        "axes), or compare a few values of `harmonics`.",
         UserWarning,
         stacklevel=4,
     )
@@ -219,10 +231,20 @@ def _contracted(
     fit: str,
     mean: str,
     scale: Scale,
+    exact: bool,
     create_graph: bool,
     charges_only: bool = False,
 ) -> Float[Tensor, "directions atoms 3"]:
     """Σ_a D_a Z*_{i,ab} for some directions D of polarization of each system."""
+    if exact:
+        reach = model.receptive_radius / perpendicular_heights(completed_cells(batch))
+        copies = torch.where(batch.pbc, torch.ceil(reach / EXACT_REACH).clamp(min=1), 1).long()
+        cells, first = replicate(batch, copies)
+        harmonics = max(harmonics, EXACT_HARMONICS)
+        rows = _contracted(
+            model, cells, directions, harmonics, fit, mean, scale, False, create_graph, charges_only=charges_only
+        )
+        return rows[:, first]
     if fit not in ("flat", "radius"):
         raise ValueError(f"`fit` is {fit!r} but must be one of 'flat', 'radius'")
     if mean not in ("detached", "attached"):

@@ -19,6 +19,8 @@ from farfield.potentials.augmented import AugmentedPotential
 from farfield.potentials.long_range import LongRangeResult
 
 ENERGETIC = ("energy", "forces", "stress", "short_range_energy", "long_range_energy")
+#: Forces that are derivatives of no energy: of a field on the charges along periodic directions.
+PULL = "field_forces"
 INDUCED = ("induced_charges", "induced_dipoles")
 LATENT = ("latent_charges", "latent_dipoles", "latent_quadrupoles")
 TOTALS = ("dipole", "quadrupole", "polarization")
@@ -131,9 +133,12 @@ class ScaledPotential:
             values = {name: getattr(prediction, name) for name in ENERGETIC}
             latent = prediction.multipoles
             far = prediction.far
-            if "forces" in wanted and latent is not None and _pulls_on_periodic_charges(chunk):
-                pull = forces_on_periodic_charges(self, chunk, scale=self.scale, **born)
-                values["forces"] = values["forces"] + pull.detach()
+        if wanted & {"forces", PULL}:
+            values[PULL] = torch.zeros_like(chunk.positions)
+            if self.potential.long_range is not None and _pulls_on_periodic_charges(chunk):
+                values[PULL] = forces_on_periodic_charges(self, chunk, scale=self.scale, **born).detach()
+            if "forces" in wanted:
+                values["forces"] = values["forces"] + values[PULL]
         with torch.no_grad():
             if wanted & {*MOMENTS, *FIELDS}:
                 latent = latent or self.potential.multipoles(ready)
