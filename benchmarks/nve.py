@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections import Counter
+from typing import Any
 
 import ase.io
 import numpy as np
@@ -22,7 +23,6 @@ from ase.md.velocitydistribution import Stationary
 from ase.md.verlet import VelocityVerlet
 
 import farfield as ff
-from farfield.atoms.batch import AtomicBatch
 from farfield.electrostatics.plan import CoulombPlan, MeshGroup
 
 
@@ -34,8 +34,8 @@ def watch_plans(calculator: ff.Calculator) -> list[str]:
         return plans
     prepare = long_range.coulomb.prepare
 
-    def watched(batch: AtomicBatch, order: int = 0) -> CoulombPlan:
-        plan = prepare(batch, order)
+    def watched(*given: Any) -> CoulombPlan:
+        plan = prepare(*given)
         for group in plan.groups:
             name = type(group).__name__.removesuffix("Group").lower()
             mesh = f" of {group.shapes[0]} points, order {group.orders[0]}" if isinstance(group, MeshGroup) else ""
@@ -67,7 +67,7 @@ def main() -> None:
 
     table = None
     if options.record:  # written as it goes: of a run that is stopped, what there was is left
-        table = open(options.record, "w", buffering=1, encoding="utf-8")  # noqa: SIM115 - open until the process ends
+        table = open(options.record, "w", buffering=1, encoding="utf-8")  # noqa: SIM115 - open while it runs
         table.write("ps,meV/atom,K\n")
 
     energies: list[float] = []
@@ -89,6 +89,8 @@ def main() -> None:
     start = time.perf_counter()
     dynamics.run(steps)
     wall = time.perf_counter() - start
+    if table is not None:
+        table.close()
 
     t = np.arange(len(energies)) * options.step / 1000.0
     slope, offset = np.polyfit(t, energies, 1)

@@ -1,7 +1,9 @@
 """The ASE calculator: ASE's own derivatives agree, MD conserves energy, the skin changes nothing."""
 
 import copy
+import importlib.util
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -277,3 +279,22 @@ def test_other_precision_leaves_the_model_alone(salt):
     salt.calc = Calculator(model)
     assert single == pytest.approx(salt.get_potential_energy(), abs=1e-4)
     assert single != salt.get_potential_energy()
+
+
+def test_the_benchmark_of_energy_conservation_says_what_it_did(salt, tmp_path, monkeypatch, capsys):
+    path = Path(__file__).resolve().parents[2] / "benchmarks" / "nve.py"
+    spec = importlib.util.spec_from_file_location("nve", path)
+    assert spec is not None
+    assert spec.loader is not None
+    nve = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(nve)
+    model, structure, table = tmp_path / "model.ff", tmp_path / "salt.extxyz", tmp_path / "nve.csv"
+    small_model(card={"epsilon_infinity": 1.0}).save(model)
+    salt.write(structure)
+    options = ["--repeat", "2", "1", "1", "--picoseconds", "0.002", "--record", str(table)]
+    monkeypatch.setattr("sys.argv", ["nve.py", str(model), str(structure), *options])
+    nve.main()
+    said = capsys.readouterr().out
+    assert "16 atoms, 4 steps of 0.5 fs" in said
+    assert "prepared 1 time(s)" in said
+    assert len(table.read_text().splitlines()) == 6
