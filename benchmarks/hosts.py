@@ -1,0 +1,146 @@
+"""Hosts beside each other, each without a far field, with charges, and with multipoles and response, on dipeptides.
+
+    python -m benchmarks.hosts HOST [HOST ...] [--epochs 12] [--frames 445] [--threads 1] [--output DIR] [--json FILE]
+
+Small models of about the same time per step (`BACKBONES`), trained from scratch on energies and forces of 445 frames of
+dipeptides/train, in as many epochs for each of the three variants:
+
+* ``short``: the host alone;
+* ``charges``: latent charges, constrained to the total charge;
+* ``multipoles``: charges, dipoles, quadrupoles, and induced dipoles.
+
+Compared on the 50 other frames of the set (energy, forces, dipoles; meV/atom, meV/Å, r²), and by Born charges of the 54
+dipeptides without sulphur of spice/bec (r², RMSE in e), which nothing was trained on. A host runs where its package is
+installed (``pip install 'farfield[HOST]'``, or an environment of ``nox -s hosts``); ``cace`` is farfield's own. What is
+there already is gone on with, not repeated, so that results of several environments can be put together in one file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.io import read, write
+
+from farfield.atoms.structures import read_structures
+from farfield.datasets.registry import resolve_data
+from farfield.evaluation.evaluate import evaluate
+from farfield.files import write_text
+from farfield.model import load
+from farfield.training import train
+
+#: What is put in the place of `model.backbone`.
+BACKBONES: dict[str, dict[str, Any]] = {
+    "cace": {"kind": "cace", "cutoff": 4.5, "max_nu": 3, "n_layers": 1},
+    "mace": {"host": "mace", "cutoff": 4.5, "hidden_irreps": "32x0e+32x1o", "max_ell": 2, "correlation": 2},
+}
+
+VARIANTS: dict[str, dict[str, Any] | None] = {
+    "short": None,
+    "charges": {"total_charge": "constraint"},
+    "multipoles": {
+        "total_charge": "constraint",
+        "dipoles": True,
+        "quadrupoles": True,
+        "induced_dipoles": True,
+        "bond_cutoff": 4.5,  # dipoles and quadrupoles also of hosts with scalars only
+    },
+}
+
+KEPT, SEED = 50, 0
+
+
+def split(frames: int, folder: Path) -> tuple[Path, Path]:
+    """Write the frames to learn from and those kept back, the same for all hosts."""
+    paths = folder / f"train-{frames}.extxyz", folder / "kept.extxyz"
+    if not all(path.exists() for path in paths):
+        folder.mkdir(parents=True, exist_ok=True)
+        structures = read_structures(resolve_data("dipeptides/train"))
+        order = np.random.default_rng(SEED).permutation(len(structures))
+        write(paths[1], [structures[i] for i in order[:KEPT]], format="extxyz")
+        write(paths[0], [structures[i] for i in order[KEPT : KEPT + frames]], format="extxyz")
+    return paths
+
+
+def configuration(host: str, variant: str, data: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the configuration of a training."""
+    return {
+        "name": f"{host}-{variant}",
+        "description": f"{host} on dipeptides, {variant} (benchmarks/hosts.py)",
+        "licence": "CC0 (the frames are a subset of SPICE)",
+        "seed": SEED,
+        "threads": options.threads,
+        "epochs": options.epochs,
+        "batch_size": 4,
+        "keep": "last",
+        "output": str(options.output),
+        "stop": None,
+        "data": {"train": str(data), "total_charge": "total_charge"},
+        "model": {"backbone": dict(BACKBONES[host]), "long_range": VARIANTS[variant]},
+        "loss": {"stages": [{"energy": 20, "forces": 1}]},
+        "optimizer": {
+            "learning_rate": 0.005,
+            "warmup_steps": 100,
+            "decay": {"kind": "cosine", "minimum": 0.01},
+            "clip": 10.0,
+            "ema": 0.99,
+        },
+    }
+
+
+def run(host: str, variant: str, options: argparse.Namespace) -> dict[str, float]:
+    """Train a variant of a host and compare it; what stands in the JSON file."""
+    data, kept = split(options.frames, options.output)
+    start = time.process_time()
+    result = train(configuration(host, variant, data, options), resume=True, quiet=True)
+    minutes = (time.process_time() - start) / 60.0
+    if result.model is None:
+        sys.exit(130)
+    model = load(result.model)
+    found = evaluate(model, read(kept, ":"), quantities=["energy_per_atom", "forces", "dipole"]).comparisons
+    row = {
+        "parameters": float(sum(values.numel() for values in model.potential.parameters())),
+        "minutes": minutes,
+        "energy_rmse": found["energy_per_atom"].metrics.rmse,
+        "forces_rmse": found["forces"].metrics.rmse,
+    }
+    if VARIANTS[variant] is not None:
+        row["dipole_r2"] = found["dipole"].metrics.pearson_r2
+        born = evaluate(model, peptides(), quantities=["born_charges"]).comparisons["born_charges"].metrics
+        row |= {"born_r2": born.pearson_r2, "born_rmse": born.rmse}
+    return row
+
+
+def peptides() -> list[Atoms]:
+    """Give the dipeptides with Born charges, those of the elements that are trained on."""
+    found = [atoms for atoms in read_structures(resolve_data("spice/bec")) if atoms.info.get("subset") == "dipeptides"]
+    return [atoms for atoms in found if set(atoms.symbols) <= {"H", "C", "N", "O"}]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("hosts", nargs="+", choices=BACKBONES, metavar="HOST")
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--frames", type=int, default=445)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--output", type=Path, default=Path("runs/hosts"))
+    parser.add_argument("--json", type=Path, help="write the results to this file, too; what it has already is kept")
+    options = parser.parse_args()
+    known = options.json is not None and options.json.exists()
+    results: dict[str, Any] = json.loads(options.json.read_text(encoding="utf-8")) if known else {}
+    for host in options.hosts:
+        for variant in VARIANTS:
+            results.setdefault(host, {})[variant] = row = run(host, variant, options)
+            print(host, variant, {key: round(value, 3) for key, value in row.items()}, flush=True)
+            if options.json:
+                write_text(options.json, json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
