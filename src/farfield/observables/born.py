@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -25,6 +25,8 @@ from farfield.atoms.frames import completed_cells, perpendicular_heights
 from farfield.electrostatics.multipoles import Multipoles
 from farfield.observables.harmonics import fitted_coefficients, flat_coefficients
 from farfield.observables.moments import MultipoleModel, Scale, balanced_charges, physical, with_neighbors
+
+Mean = Literal["detached", "attached", "kept"]
 
 #: Harmonics used where none are asked for.
 DEFAULT_HARMONICS = 6
@@ -39,7 +41,7 @@ def born_charges(
     *,
     harmonics: int = DEFAULT_HARMONICS,
     fit: Literal["flat", "radius"] = "radius",
-    mean: Literal["detached", "attached"] = "detached",
+    mean: Mean = "detached",
     scale: Scale = 1.0,
     sum_rule: bool = False,
     create_graph: bool = False,
@@ -61,7 +63,8 @@ def born_charges(
     mean
         Whether the residual charge (Σq − Q_tot)/N of a periodic system is differentiated. ``"detached"``, because its
         derivative spreads over the whole cell, where displacements have no meaning; ``"attached"`` with one harmonic
-        reproduces published numbers. Along open directions it always is: there Z* is the derivative of P.
+        reproduces published numbers. Along open directions it always is: there Z* is the derivative of P. ``"kept"``:
+        no residual is taken off at all.
     sum_rule
         Shift Z* evenly so that they add up to the total charge (see `impose_sum_rule`). Off by default: how far the sum
         is from it tells about the model.
@@ -100,7 +103,7 @@ def forces_in_field(
     *,
     harmonics: int = DEFAULT_HARMONICS,
     fit: Literal["flat", "radius"] = "radius",
-    mean: Literal["detached", "attached"] = "detached",
+    mean: Mean = "detached",
     scale: Scale = 1.0,
     create_graph: bool = False,
 ) -> Float[Tensor, "atoms 3"]:
@@ -139,7 +142,7 @@ def forces_on_periodic_charges(
     *,
     harmonics: int = DEFAULT_HARMONICS,
     fit: Literal["flat", "radius"] = "radius",
-    mean: Literal["detached", "attached"] = "detached",
+    mean: Mean = "detached",
     scale: Scale = 1.0,
 ) -> Float[Tensor, "atoms 3"]:
     """Give the forces of ``batch.external_field`` that are derivatives of no energy (eV/Å), shape (atoms, 3).
@@ -225,8 +228,8 @@ def _contracted(
     """Σ_a D_a Z*_{i,ab} for some directions D of polarization of each system."""
     if fit not in ("flat", "radius"):
         raise ValueError(f"`fit` is {fit!r} but must be one of 'flat', 'radius'")
-    if mean not in ("detached", "attached"):
-        raise ValueError(f"`mean` is {mean!r} but must be one of 'detached', 'attached'")
+    if mean not in get_args(Mean):
+        raise ValueError(f"`mean` is {mean!r} but must be one of {', '.join(map(repr, get_args(Mean)))}")
     flat = flat_coefficients(harmonics)
     far = bool((_reach(model, batch) > 0.5).any())
 
@@ -242,7 +245,7 @@ def _contracted(
     twice = detached and (any_open or create_graph)
     with torch.enable_grad():
         multipoles = physical(batch, model.multipoles(batch, detach_total=detached and not twice), scale)
-        charges = balanced_charges(batch, multipoles.charges)
+        charges = multipoles.charges if mean == "kept" else balanced_charges(batch, multipoles.charges)
         if charges_only:
             multipoles = Multipoles(multipoles.charges)
         responding = multipoles.charges if detached else charges
