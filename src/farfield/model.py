@@ -312,7 +312,8 @@ class Model:
         """Give physical over latent multipoles, gauge sign times √ε_e, shape (systems,), float64.
 
         ε_e is 1 for open systems; models made with the library ``les`` have one for all. For 3D-periodic ones it is ε∞,
-        less what the model's own polarizability makes of it (`farfield.observables.effective_epsilon`, with its ``screening``); slabs and wires take only an ε given here.
+        less what the model's own polarizability makes of it (`farfield.observables.effective_epsilon`, with its
+        ``screening``); slabs and wires take only an ε given here.
         """
         epsilon = torch.ones(batch.n_systems, dtype=torch.float64, device=batch.pbc.device)
         known = epsilon_infinity is not None

@@ -158,6 +158,10 @@ def test_a_checkpoint_is_a_pickle_and_needs_trust(tmp_path: Path) -> None:
     potential = augment(tmp_path / "mace.model", name="mace", trust=True, charge_scale=1e-30)
     batch = joined(mixed(), 3.0)
     torch.testing.assert_close(potential(batch).energy, energy_by_mace(model, batch).double())
+    with pytest.warns(UserWarning, match="is a pickle"):
+        short = load(tmp_path / "mace.model", trust=True)
+    assert not short.is_long_range
+    torch.testing.assert_close(short.potential(batch).energy, potential(batch).energy)
 
 
 def test_importing_mace_leaves_torch_load_safe() -> None:

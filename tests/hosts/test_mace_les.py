@@ -70,7 +70,7 @@ def published(checkpoints: Path) -> Model:
 def compared(model: Model, expected: dict[str, Tensor]) -> None:
     found = model.compute(structures(), list(expected), as_tensors=True)
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-9, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-9, msg=lambda text, n=name: f"{n}: {text}")
 
 
 @pytest.mark.parametrize("variant", list(VARIANTS))
