@@ -6,6 +6,8 @@ nox -s "hosts(mace)"    # one of them
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import nox
 
 nox.options.default_venv_backend = "virtualenv"
@@ -29,4 +31,5 @@ def hosts(session: nox.Session, host: str) -> None:
     if cuda:
         session.error(f"CUDA libraries got in: {', '.join(cuda)}")
     env = {"OMP_NUM_THREADS": "1", "FARFIELD_HOST": host}
-    session.run("python", "-m", "pytest", f"tests/hosts/test_{host}.py", *session.posargs, env=env)
+    files = sorted(str(path) for path in Path("tests/hosts").glob(f"test_{host}*.py"))
+    session.run("python", "-m", "pytest", *files, *session.posargs, env=env)

@@ -283,6 +283,28 @@ def models() -> None:
                 console.print(f"    {line}", markup=False)
 
 
+@_command("convert")
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="FILE.model", help="File in which mace-torch keeps a whole model.")],
+    output: Annotated[Path, typer.Argument(metavar="FILE.ff", help="File to write.")],
+    trust: Annotated[
+        bool, typer.Option("--trust", help="The file is a pickle, which may run any code: you know its origin.")
+    ] = False,
+) -> None:
+    """Write a whole model of mace-torch, a MACELES too, as a farfield model, which holds no code."""
+    from farfield.model import load
+
+    if output.suffix != ".ff":
+        _fail(f"the file to write is {str(output)!r} but must end in .ff")
+    if not source.is_file():
+        _fail(f"there is no file {str(source)!r}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # --trust says that its code may run
+        model = load(source, trust=trust)
+    model.save(output)
+    typer.echo(f"{model!r}: {output}")
+
+
 @_command("hosts")
 def hosts() -> None:
     """List the potentials of other packages that can be given a far field."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,8 +20,8 @@ from farfield.atoms.structures import from_ase
 from farfield.card import ModelCard
 from farfield.electrostatics.multipoles import Multipoles
 from farfield.electrostatics.susceptibility import Response
-from farfield.model_file import ModelFileError, read_model_file, write_model_file
-from farfield.observables.born import DEFAULT_HARMONICS, forces_in_field
+from farfield.model_file import ModelFileError, is_pickle, read_model_file, write_model_file
+from farfield.observables.born import Mean, forces_in_field
 from farfield.observables.moments import with_neighbors
 from farfield.observables.outputs import (
     BORN,
@@ -48,13 +49,23 @@ PROPERTIES = (*ENERGETIC, PULL, *MOMENTS, *FIELDS, *RESPONSE, *BORN)
 _SCALED = {*MOMENTS, *FIELDS, *POLARIZABILITIES, "epsilon_e", *BORN} - set(LATENT)
 
 
-def load(name: str | Path, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Model:
+def load(
+    name: str | Path,
+    *,
+    trust: bool = False,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Model:
     """Load a model from a file, or a shipped one by its name.
 
     Parameters
     ----------
     name
-        Path of a ``.ff`` file, or the name of a shipped model (``farfield.zoo.names()``). A file goes first.
+        Path of a ``.ff`` file, or the name of a shipped model (``farfield.zoo.names()``). A file goes first. Also a
+        file in which mace-torch keeps a whole model (``NAME.model``): a ``MACELES`` with the long range that stands in
+        it, or a short-range ``MACE``. ``Model.save`` then writes it as a ``.ff`` file.
+    trust
+        Load the file though it is a pickle, which may run any code: only for files whose origin you know.
     device, dtype
         Where and in which precision to compute, if not on the CPU and as saved.
 
@@ -65,7 +76,14 @@ def load(name: str | Path, *, device: torch.device | str | None = None, dtype: t
     ValueError
         If it is the name of no shipped model; the error lists those there are.
     ModelFileError
-        If the file is no farfield model, damaged, or of a newer format.
+        If the file is no farfield model, damaged, or of a newer format; or a pickle, and ``trust`` is not set.
+    ImportError
+        If the file needs a package that is not installed.
+
+    Warns
+    -----
+    UserWarning
+        If a pickle is loaded.
     """
     path = Path(name)
     if not path.exists():
@@ -75,7 +93,33 @@ def load(name: str | Path, *, device: torch.device | str | None = None, dtype: t
                 f"{', '.join(zoo.names()) or 'none'}"
             )
         path = zoo.path(str(name))
-    return Model.from_file(path).to(device=device, dtype=dtype)
+    model = _from_pickle(path, trust) if is_pickle(path) else Model.from_file(path)
+    return model.to(device=device, dtype=dtype)
+
+
+def _from_pickle(path: Path, trust: bool) -> Model:
+    if not trust:
+        raise ModelFileError(
+            f"{str(path)!r} is not a farfield model but a pickle, which may run any code when it is loaded: if you "
+            "know where it comes from, load it with trust=True, or write it as a .ff file by `farfield convert --trust`"
+        )
+    from farfield.hosts.pickles import load_potential
+
+    warnings.warn(
+        f"{str(path)!r} is a pickle: loading it runs the code that is in it. Save the model as a .ff file, which holds "
+        "none",
+        UserWarning,
+        stacklevel=3,
+    )
+    potential = load_potential(path)
+    far = potential.long_range
+    card = ModelCard(
+        name=path.stem,
+        description="a model of mace-torch" + ("" if far is None else ", with its long range by the library les"),
+        gauge="as in the file",
+        notes=f"made from {path.name}",
+    )
+    return Model(potential, card)
 
 
 class Model:
@@ -268,8 +312,9 @@ class Model:
     ) -> Float[Tensor, " systems"]:
         """Give physical over latent multipoles, gauge sign times √ε_e, shape (systems,), float64.
 
-        ε_e is 1 for open systems. For 3D-periodic ones it is ε∞, less what the model's own polarizability makes of it
-        (`farfield.observables.effective_epsilon`, with its ``screening``); slabs and wires take only an ε given here.
+        ε_e is 1 for open systems; models made with the library ``les`` have one for all. For 3D-periodic ones it is ε∞,
+        less what the model's own polarizability makes of it (`farfield.observables.effective_epsilon`, with its
+        ``screening``); slabs and wires take only an ε given here.
         """
         epsilon = torch.ones(batch.n_systems, dtype=torch.float64, device=batch.pbc.device)
         known = epsilon_infinity is not None
@@ -277,12 +322,20 @@ class Model:
             if not epsilon_infinity > 0:
                 raise ValueError(f"`epsilon_infinity` is {epsilon_infinity!r} but must be positive (1 for vacuum)")
             epsilon = torch.where(batch.pbc.any(dim=1), float(epsilon_infinity), epsilon)
+        elif self._epsilon_everywhere is not None:
+            epsilon = torch.full_like(epsilon, self._epsilon_everywhere)
         elif self.card.epsilon_infinity is not None:
             known = True
             epsilon = torch.where(batch.pbc.all(dim=1), float(self.card.epsilon_infinity), epsilon)
         if known and self.is_polarizable and bool(batch.pbc.all(dim=1).any()):
             epsilon = self._effective_epsilon(batch, epsilon, screening)
         return self.card.gauge_sign * epsilon.sqrt()
+
+    @property
+    def _epsilon_everywhere(self) -> float | None:
+        """ε of all systems, where the model was made so and nothing else stands in its card."""
+        far = self.potential.long_range
+        return None if far is None or self.card.epsilon_infinity is not None else far.epsilon_everywhere
 
     def _effective_epsilon(self, batch: AtomicBatch, epsilon: Tensor, screening: Screening) -> Tensor:
         ready = with_neighbors(self.potential, batch)
@@ -293,6 +346,9 @@ class Model:
 
         Latent means that the model learned q/√ε∞ of a periodic system and nobody said what ε∞ is.
         """
+        everywhere = self._epsilon_everywhere
+        if epsilon_infinity is None and everywhere is not None and everywhere != 1.0:
+            return [f"epsilon_infinity={everywhere:g}"] * batch.n_systems
         labels = []
         for periodic in batch.pbc.tolist():
             known = (
@@ -311,9 +367,9 @@ class Model:
         *,
         total_charge: float | str | None = None,
         epsilon_infinity: float | None = None,
-        harmonics: int = DEFAULT_HARMONICS,
+        harmonics: int | None = None,
         fit: Literal["flat", "radius"] = "radius",
-        mean: Literal["detached", "attached"] = "detached",
+        mean: Mean | None = None,
         sum_rule: bool = False,
         exact: bool = False,
         origin: Literal["zero", "centre"] = "zero",
@@ -344,7 +400,8 @@ class Model:
         epsilon_infinity
             ε of periodic systems, instead of the card's.
         harmonics, fit, mean, sum_rule, exact
-            As in `farfield.observables.born_charges`; what is ``exact`` repeats periodic cells.
+            As in `farfield.observables.born_charges`; what is ``exact`` repeats periodic cells. Where not given, models
+            made with the library ``les`` take one harmonic, as their authors do; all others the defaults there.
         origin
             As in `farfield.observables.dipole_moment`.
         external_field
@@ -383,6 +440,7 @@ class Model:
         batch = self._in_field(self.as_batch(structures, total_charge), external_field)
         if exact:
             self._check_repeatable(batch)
+        born = self._born_options({"harmonics": harmonics, "fit": fit, "mean": mean, "exact": exact})
         found: dict[str, list[Tensor]] = {name: [] for name in properties}
         for part in chunks(batch, max_atoms):
             chunk = with_neighbors(self.potential, part)
@@ -395,7 +453,7 @@ class Model:
                 response,
                 origin=origin,
                 sum_rule=sum_rule,
-                born={"harmonics": harmonics, "fit": fit, "mean": mean, "exact": exact},
+                born=born,
             )
             for name in properties:
                 found[name].append(values[name].detach())
@@ -421,6 +479,7 @@ class Model:
         """
         batch = self.potential.add_neighbors(self.as_batch(structures, total_charge))
         scale = self.scale(batch, options.pop("epsilon_infinity", None))
+        options = self._born_options(options)
         return forces_in_field(self, batch, torch.as_tensor(field), scale=scale, **options).detach()
 
     def _check_repeatable(self, batch: AtomicBatch) -> None:
@@ -433,6 +492,12 @@ class Model:
                 "`exact` repeats periodic cells, but this model takes the total charge of a system as an input, and "
                 "that of a charged supercell is another one: compare a few values of `harmonics` instead"
             )
+
+    def _born_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Options of Born charges: those given, else those that the model was made with."""
+        far = self.potential.long_range
+        own = {} if far is None else far.born_options
+        return {**own, **{name: value for name, value in given.items() if value is not None}}
 
     def _in_field(self, batch: AtomicBatch, field: Tensor | np.ndarray | Sequence[float] | None) -> AtomicBatch:
         if field is None:

@@ -107,3 +107,14 @@ def read_model_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
             f"farfield reads formats up to {FORMAT}: update farfield"
         )
     return tensors, header
+
+
+def is_pickle(path: str | Path) -> bool:
+    """Whether a file looks like one of ``torch.save``: a zip archive, or a bare pickle; safetensors begin otherwise."""
+    path = Path(path)
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        start = file.read(9)
+    # eight bytes for the length of a header that begins with a brace
+    return start[8:9] != b"{" and (start.startswith(b"PK\x03\x04") or start[:1] == b"\x80")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import types
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from farfield.compat.les import Les
+from farfield.compat.les import Les, install, pickles
 from farfield.units import COULOMB_CONSTANT, INVERSE_TWO_EPSILON_0
 
 CELL = torch.tensor([[6.2, 0.0, 0.4], [0.9, -5.8, 0.1], [-0.5, 0.3, 7.1]], dtype=torch.float64)
@@ -190,8 +193,138 @@ def test_charges_from_features_and_options_of_callers(tmp_path: Path) -> None:
         Les()(torch.randn(4, 3))
     with pytest.raises(ValueError, match="use_atomic_alpha"):
         Les({"use_atomic_alpha": True})
+    with pytest.raises(ValueError, match=r"compute_field.*farfield\.Coulomb"):
+        les(torch.randn(4, 3), desc=torch.randn(4, 6), compute_field=True)
     with pytest.raises(ValueError, match="truncation"):
         Les({"truncation": "none"})
+
+
+def test_fixed_charges_are_added_to_those_that_are_given(atoms) -> None:
+    numbers = torch.tensor([1, 8, 1, 8, 1, 1, 8, 1, 8])
+    options = {"use_fixed_atomic_charges": True, "fixed_atomic_charges": {1: 1.0, 8: -2.0}}
+    les, cells = Les({**options, "fixed_atomic_charges_scaling_factor": 0.25}), torch.stack([CELL, ZERO])
+    found = les(cell=cells, atomic_numbers=numbers, **atoms)
+    whole = atoms["latent_charges"] + 0.25 * torch.where(numbers == 1, 1.0, -2.0).double()
+    torch.testing.assert_close(found["latent_charges"], whole)
+    torch.testing.assert_close(found["E_lr"], Les()(cell=cells, **{**atoms, "latent_charges": whole})["E_lr"])
+    assert Les(options).fixed_charges == {1: 0.5, 8: -1.0}  # half of them where no factor is given
+    with pytest.raises(ValueError, match="atomic_numbers"):
+        les(cell=cells, **atoms)
+    with pytest.raises(ValueError, match=r"none of the elements \[6\]"):
+        les(cell=cells, atomic_numbers=torch.full((9,), 6), **atoms)
+    with pytest.raises(ValueError, match="fixed_atomic_charges"):
+        Les({"use_fixed_atomic_charges": True})
+
+
+# ---- pickles of the original, imitated: these classes have its names and the attributes that its interface tells -----
+
+
+@pytest.fixture
+def reload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Pickle a `les.les.Les` that a function has changed, where there is such a class; load it under `install`."""
+
+    def part(path: str, name: str, **attributes: Any) -> nn.Module:
+        cls = type(name, (nn.Module,), {"__module__": path})
+        setattr(sys.modules[path], name, cls)
+        made = cls()
+        for key, value in attributes.items():
+            setattr(made, key, value)
+        return made
+
+    def made_up() -> nn.Module:
+        les = part(
+            "les.les", "Les", sigma=0.9, dl=1.8, remove_self_interaction=True, remove_mean=True, epsilon_factor=1.0,
+            use_atomwise=True, use_fixed_atomic_charges=False, use_atomic_alpha=False, use_epsilon_r_scaling=True,
+            fixed_atomic_charges_scaling_factor=0.5,
+        )  # fmt: skip
+        les.atomwise = part("les.module.atomwise", "Atomwise", output_scaling_factor=0.1, outnet=network())
+        numbers = {"sigma": 0.9, "dl": 1.8, "remove_self_interaction": False, "norm_factor": 90.0474}
+        les.ewald = part("les.module.ewald", "Ewald", **numbers)
+        les.bec = part("les.module.bec", "BEC", remove_mean=False, epsilon_factor=4.0, normalization_factor=2.0)
+        return les
+
+    def run(change: Callable[[nn.Module], None] = lambda les: None) -> Les:
+        names = ["les", *pickles.modules()]
+        with monkeypatch.context() as there:
+            for name in names:
+                there.setitem(sys.modules, name, types.ModuleType(name))
+            les = made_up()
+            change(les)
+            torch.save(les, tmp_path / "les.pt")
+        with monkeypatch.context() as here:
+            for name in names:  # so that they are gone afterwards
+                here.setitem(sys.modules, name, sys.modules["farfield.compat.les"])
+            install()
+            return torch.load(tmp_path / "les.pt", weights_only=False)
+
+    return run
+
+
+def network() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(6, 4), nn.SiLU(), nn.Linear(4, 1)).double()
+
+
+def test_a_pickle_of_the_original_loads_with_its_numbers(atoms, reload) -> None:
+    """What its parts say goes before what it says; the sum is the equation, the charges those of its network."""
+    les = reload()
+    assert (les.remove_mean, les.epsilon_factor) == (False, 4.0)
+    desc = torch.randn(9, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    plain = {name: atoms[name] for name in ("positions", "batch")}
+    found = les(cell=torch.stack([CELL, 1.2 * CELL]), desc=desc, **plain)
+    charges = 0.1 * network()(desc)[:, 0]
+    torch.testing.assert_close(found["latent_charges"].reshape(9), charges)
+    zero = {"latent_dipoles": torch.zeros(9, 3).double(), "latent_quads": torch.zeros(9, 3, 3).double()}
+    for system, cell in enumerate((CELL, 1.2 * CELL)):
+        one = only({**atoms, **zero, "latent_charges": charges}, system)
+        expected = equation(one, cell, 0.9, 1.8, 90.0474, keep=True)
+        torch.testing.assert_close(found["E_lr"][system], expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda les: setattr(les, "use_atomic_alpha", True), "use_atomic_alpha"),
+        (lambda les: setattr(les, "use_fixed_atomic_charges", True), "no table"),
+        (lambda les: delattr(les.ewald, "norm_factor"), "norm_factor"),
+        (lambda les: setattr(les.ewald, "k_sq_max", 1.0), "k_sq_max"),
+    ],
+    ids=["alpha", "charges", "constant", "cutoff"],
+)
+def test_a_pickle_that_does_not_tell_its_numbers_is_refused(reload, change, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        reload(change)
+
+
+def test_a_network_that_was_never_built_is_said_to_be_missing(reload) -> None:
+    les = reload(lambda les: setattr(les.atomwise, "outnet", None))
+    with pytest.raises(ValueError, match="never built"):
+        les(torch.zeros(2, 3).double(), desc=torch.zeros(2, 6).double())
+
+
+@pytest.mark.parametrize(
+    ("tables", "says"),
+    [
+        ([{"H": 1.0, 8: -2.0}], None),
+        ([[0.0, 1.0, *[0.0] * 6, -2.0, *[0.0] * 90]], None),
+        ([[1.0, 0.0, -2.0]], "table by atomic number"),
+        ([{1: 1.0}, {1: 2.0}], "2 tables"),
+    ],
+)
+def test_tables_of_charges_are_read_where_they_are_clear(tables: list[Any], says: str | None) -> None:
+    part = pickles.FixedCharges()
+    for number, table in enumerate(tables):
+        setattr(part, f"table{number}", table)
+    numbers = {"sigma": 1.0, "dl": 2.0, "norm_factor": 90.0, "remove_self_interaction": True}
+    state = {"ewald": numbers, "fixed": part, "use_fixed_atomic_charges": True}
+    state |= {"fixed_atomic_charges_scaling_factor": 0.5}
+    if says is not None:
+        with pytest.raises(ValueError, match=says):
+            pickles.options_of(state)
+        return
+    found = pickles.options_of(state)
+    assert (found["fixed_atomic_charges"][1], found["fixed_atomic_charges"][8]) == (1.0, -2.0)
 
 
 def test_another_program_finds_it_under_the_name_of_the_original(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from host_laws import HostLaws, mixed
+from mace_inputs import inputs_of
 from potential_structures import joined
 from small_training import small_config, write_clusters
 from torch import Tensor, nn
@@ -73,26 +74,6 @@ def make(kind: str = "ScaleShiftMACE", **changes: Any) -> nn.Module:
 def standard() -> nn.Module:
     """The model without changes, made once: e3nn compiles for ten seconds. Copy it to change it."""
     return make()
-
-
-def inputs_of(batch: AtomicBatch, head: int = 0) -> dict[str, Tensor]:
-    """Inputs of mace, made here by another way than the adapter's."""
-    pairs = batch.neighbors
-    assert pairs is not None
-    cells = batch.cell[batch.system[pairs.i]]
-    unit_shifts = pairs.shifts.to(cells.dtype)
-    return {
-        "positions": batch.positions,
-        "node_attrs": (batch.numbers[:, None] == torch.tensor([1, 6, 8])).to(batch.positions.dtype),
-        "edge_index": torch.stack([pairs.i, pairs.j]),
-        "shifts": (unit_shifts[:, None, :] @ cells)[:, 0],
-        "unit_shifts": unit_shifts,
-        "cell": batch.cell.reshape(-1, 3),
-        "pbc": batch.pbc,
-        "batch": batch.system,
-        "ptr": torch.cat([torch.zeros(1, dtype=torch.int64), batch.counts.cumsum(0)]),
-        "head": torch.full((batch.n_systems,), head),
-    }
 
 
 def energy_by_mace(model: nn.Module, batch: AtomicBatch, head: int = 0) -> Tensor:
@@ -177,6 +158,10 @@ def test_a_checkpoint_is_a_pickle_and_needs_trust(tmp_path: Path) -> None:
     potential = augment(tmp_path / "mace.model", name="mace", trust=True, charge_scale=1e-30)
     batch = joined(mixed(), 3.0)
     torch.testing.assert_close(potential(batch).energy, energy_by_mace(model, batch).double())
+    with pytest.warns(UserWarning, match="is a pickle"):
+        short = load(tmp_path / "mace.model", trust=True)
+    assert not short.is_long_range
+    torch.testing.assert_close(short.potential(batch).energy, potential(batch).energy)
 
 
 def test_importing_mace_leaves_torch_load_safe() -> None:

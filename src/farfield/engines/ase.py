@@ -17,7 +17,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from farfield.engines.skin import SkinNeighbors
 from farfield.ensemble import Ensemble, combine
 from farfield.model import Model, load
-from farfield.observables.born import DEFAULT_HARMONICS
+from farfield.observables.born import Mean
 from farfield.potentials.augmented import AugmentedPotential
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Calculator(AseCalculator):
     epsilon_infinity
         ε of periodic systems for charges, dipoles and Born charges, instead of the model card's.
     harmonics, fit, mean, sum_rule, exact
-        How Born charges of periodic systems are made, as in `farfield.observables.born_charges`.
+        How Born charges of periodic systems are made, as in `Model.compute`.
     external_field
         Uniform field (V/Å), three numbers; may be set anew at any time. It acts on energy and forces as `Model.compute`
         says; there is no stress in a field.
@@ -84,9 +84,9 @@ class Calculator(AseCalculator):
         skin: float = 1.0,
         total_charge: float | None = None,
         epsilon_infinity: float | None = None,
-        harmonics: int = DEFAULT_HARMONICS,
+        harmonics: int | None = None,
         fit: Literal["flat", "radius"] = "radius",
-        mean: Literal["detached", "attached"] = "detached",
+        mean: Mean | None = None,
         sum_rule: bool = False,
         exact: bool = False,
         external_field: Sequence[float] | None = None,

@@ -185,12 +185,17 @@ class MACEBackbone(HostBackbone):
             If the batch has no neighbours, or only nearer ones, or (seen on the CPU) unknown elements.
         """
         energies, features = self._run(self.host, batch)
+        return self._features(batch, energies, features)
+
+    def _features(self, batch: AtomicBatch, energies: Tensor, features: Tensor, *first: Tensor) -> Features:
+        """Features from what the host gives, some scalars put before its own."""
         atoms = batch.n_atoms
+        scalars = features[:, self.scalar_index] * self.scalar_scale
         vectors = features[:, self.vector_index].reshape(atoms, self.n_vectors, 3) * self.vector_scale[:, None]
         tensors = features[:, self.tensor_index].reshape(atoms, self.n_tensors, 5) * self.tensor_scale[:, None]
         return Features(
             energy=batch.sum_over_atoms(energies),
-            scalars=features[:, self.scalar_index] * self.scalar_scale,
+            scalars=torch.cat([*first, scalars], dim=1) if first else scalars,
             vectors=vectors if self.n_vectors else None,
             tensors=traceless_from_l2(tensors) if self.n_tensors else None,
         )

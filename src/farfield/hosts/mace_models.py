@@ -84,6 +84,10 @@ def as_scale_shift(model: nn.Module) -> Any:
     from mace.modules import MACE, ScaleShiftMACE
     from mace.modules.blocks import ScaleShiftBlock
 
+    if type(model).__name__ == "MACELES":
+        raise ValueError(
+            "`model` is a MACELES, which has charges and a long range of its own: farfield.load takes its file"
+        )
     if type(model) not in (MACE, ScaleShiftMACE):
         raise ValueError(
             f"`model` is a {type(model).__name__} but must be a MACE or ScaleShiftMACE: other kinds have more parts"

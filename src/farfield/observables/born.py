@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -26,6 +26,8 @@ from farfield.atoms.replicas import replicate
 from farfield.electrostatics.multipoles import Multipoles
 from farfield.observables.harmonics import fitted_coefficients, flat_coefficients
 from farfield.observables.moments import MultipoleModel, Scale, balanced_charges, physical, with_neighbors
+
+Mean = Literal["detached", "attached", "kept"]
 
 #: Harmonics used where none are asked for.
 DEFAULT_HARMONICS = 6
@@ -44,7 +46,7 @@ def born_charges(
     *,
     harmonics: int = DEFAULT_HARMONICS,
     fit: Literal["flat", "radius"] = "radius",
-    mean: Literal["detached", "attached"] = "detached",
+    mean: Mean = "detached",
     scale: Scale = 1.0,
     sum_rule: bool = False,
     exact: bool = False,
@@ -67,7 +69,8 @@ def born_charges(
     mean
         Whether the residual charge (Σq − Q_tot)/N of a periodic system is differentiated. ``"detached"``, because its
         derivative spreads over the whole cell, where displacements have no meaning; ``"attached"`` with one harmonic
-        reproduces published numbers. Along open directions it always is: there Z* is the derivative of P.
+        reproduces published numbers. Along open directions it always is: there Z* is the derivative of P. ``"kept"``:
+        no residual is taken off at all.
     sum_rule
         Shift Z* evenly so that they add up to the total charge (see `impose_sum_rule`). Off by default: how far the sum
         is from it tells about the model.
@@ -110,7 +113,7 @@ def forces_in_field(
     *,
     harmonics: int = DEFAULT_HARMONICS,
     fit: Literal["flat", "radius"] = "radius",
-    mean: Literal["detached", "attached"] = "detached",
+    mean: Mean = "detached",
     scale: Scale = 1.0,
     exact: bool = False,
     create_graph: bool = False,
@@ -150,7 +153,7 @@ def forces_on_periodic_charges(
     *,
     harmonics: int = DEFAULT_HARMONICS,
     fit: Literal["flat", "radius"] = "radius",
-    mean: Literal["detached", "attached"] = "detached",
+    mean: Mean = "detached",
     scale: Scale = 1.0,
     exact: bool = False,
 ) -> Float[Tensor, "atoms 3"]:
@@ -247,8 +250,8 @@ def _contracted(
         return rows[:, first]
     if fit not in ("flat", "radius"):
         raise ValueError(f"`fit` is {fit!r} but must be one of 'flat', 'radius'")
-    if mean not in ("detached", "attached"):
-        raise ValueError(f"`mean` is {mean!r} but must be one of 'detached', 'attached'")
+    if mean not in get_args(Mean):
+        raise ValueError(f"`mean` is {mean!r} but must be one of {', '.join(map(repr, get_args(Mean)))}")
     flat = flat_coefficients(harmonics)
     far = bool((_reach(model, batch) > 0.5).any())
 
@@ -264,7 +267,7 @@ def _contracted(
     twice = detached and (any_open or create_graph)
     with torch.enable_grad():
         multipoles = physical(batch, model.multipoles(batch, detach_total=detached and not twice), scale)
-        charges = balanced_charges(batch, multipoles.charges)
+        charges = multipoles.charges if mean == "kept" else balanced_charges(batch, multipoles.charges)
         if charges_only:
             multipoles = Multipoles(multipoles.charges)
         responding = multipoles.charges if detached else charges

@@ -16,8 +16,12 @@ from farfield.electrostatics.multipoles import Multipoles
 from farfield.electrostatics.susceptibility import Response
 from farfield.potentials.backbones import backbone_class, kind_of
 from farfield.potentials.features import Backbone, Features
+from farfield.potentials.given_charges import GivenCharges
 from farfield.potentials.long_range import LongRange, LongRangeResult
 from farfield.potentials.repulsion import zbl_energy
+
+#: Far fields by the kind that their configuration names; one that names none is the usual one.
+_FAR_FIELDS: dict[str | None, type[LongRange]] = {None: LongRange, "given-charges": GivenCharges}
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,7 +258,7 @@ class AugmentedPotential(nn.Module):
         """Return what rebuilds the potential: plain JSON values."""
         return {
             "backbone": {"kind": kind_of(type(self.backbone)), **self.backbone.config()},  # type: ignore[operator]
-            "long_range": None if self.long_range is None else self.long_range.config(),
+            "long_range": None if self.long_range is None else _recipe(self.long_range),
             "reference_energies": {str(number): value for number, value in self.reference_energies.items()},
             "zbl": self.zbl,
         }
@@ -273,10 +277,24 @@ class AugmentedPotential(nn.Module):
         long_range = config.get("long_range")
         return cls(
             backbone,
-            None if long_range is None else LongRange.from_config(long_range),
+            None if long_range is None else _rebuilt(long_range),
             reference_energies={int(k): v for k, v in config.get("reference_energies", {}).items()},
             zbl=config.get("zbl", False),
         )
+
+
+def _recipe(far: LongRange) -> dict[str, Any]:
+    """Give the configuration of a far field, with its kind unless it is the usual one."""
+    kind = next((name for name, cls in _FAR_FIELDS.items() if cls is type(far)), None)
+    return far.config() if kind is None else {"kind": kind, **far.config()}
+
+
+def _rebuilt(config: Mapping[str, Any]) -> LongRange:
+    settings = dict(config)
+    kind = settings.pop("kind", None)
+    if kind not in _FAR_FIELDS:
+        raise ValueError(f"Unknown far field {kind!r}. Must be one of {[name for name in _FAR_FIELDS if name]}")
+    return _FAR_FIELDS[kind].from_config(settings)
 
 
 def _stress(batch: AtomicBatch, by_positions: Tensor, by_cell: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 OURS = {
     "cace": "farfield.potentials.cace:CACE",
     "mace": "farfield.hosts.mace:MACEBackbone",
+    "maceles": "farfield.hosts.maceles:MACELESBackbone",
 }
 
 

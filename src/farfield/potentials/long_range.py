@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Self
 
 import torch
@@ -134,6 +135,11 @@ class LongRange(nn.Module):
     ValueError
         If a wanted multipole has no features to come from, or an option is unknown.
     """
+
+    #: Options of `farfield.observables.born_charges` that models were made with, where others than usual.
+    born_options: Mapping[str, Any] = MappingProxyType({})
+    #: ε∞ of all systems, open ones too, where models were made so.
+    epsilon_everywhere: float | None = None
 
     def __init__(
         self,

@@ -19,17 +19,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from farfield.atoms.batch import AtomicBatch
-from farfield.compat.les.published import published_born_charges, truncated_energy
-from farfield.electrostatics.coulomb import Coulomb
+from farfield.compat.les.born import published_born_charges
+from farfield.compat.les.pickles import Atomwise, install_modules, options_of
 from farfield.electrostatics.multipoles import Multipoles
+from farfield.electrostatics.published import PublishedCoulomb
 from farfield.units import INVERSE_TWO_EPSILON_0
-
-#: Options that change results but are not known well enough to be written anew.
-_REFUSED = ("use_fixed_atomic_charges", "use_atomic_alpha")
 
 _DEFAULTS: dict[str, Any] = {
     "sigma": 1.0, "dl": 2.0, "remove_self_interaction": True, "remove_mean": True, "epsilon_factor": 1.0,
     "use_atomwise": False, "n_layers": 3, "n_hidden": (32, 16), "add_linear_nn": True, "output_scaling_factor": 0.1,
+    "use_fixed_atomic_charges": False, "fixed_atomic_charges_scaling_factor": 0.5, "fixed_atomic_charges": None,
     "truncation": "smooth", "accuracy": 1e-4, "norm_factor": INVERSE_TWO_EPSILON_0,
 }  # fmt: skip
 
@@ -43,14 +42,24 @@ class Les(nn.Module):
         Options, or the path of a YAML file of them; unknown keys are ignored, as callers put their own there. ``sigma``
         1 (Å), ``remove_self_interaction`` True, ``remove_mean`` True, ``epsilon_factor`` 1; ``use_atomwise`` False,
         else charges are made from ``desc`` by a perceptron (``n_layers`` 3, ``n_hidden`` [32, 16], ``add_linear_nn``
-        True, ``output_scaling_factor`` 0.1). Of farfield: ``truncation``, ``"smooth"`` (`farfield.Coulomb` at
-        ``accuracy`` 1e-4, by Ewald or mesh) or ``"published"`` (a hard cutoff |k| ≤ 2π/``dl``, ``dl`` 2 Å, for models
-        trained so); ``norm_factor``, 1/(2ε₀) (eV·Å/e²; 90.0474 in models from before 2026-04).
+        True, ``output_scaling_factor`` 0.1); ``use_fixed_atomic_charges`` False, else what is given is added to
+        ``fixed_atomic_charges_scaling_factor`` 0.5 times the charge of the element. Of farfield:
+        ``fixed_atomic_charges``, charges (e) by atomic number, as the original's are not known here; ``truncation``,
+        ``"smooth"`` (`farfield.Coulomb` at ``accuracy`` 1e-4, by Ewald or mesh) or ``"published"`` (a hard cutoff |k| ≤
+        2π/``dl``, ``dl`` 2 Å, for models trained so); ``norm_factor``, 1/(2ε₀) (eV·Å/e²; 90.0474 in models from before
+        2026-04).
 
     Raises
     ------
     ValueError
-        If an option has a value that is not known here.
+        If an option has a value that is not known here; for ``use_atomic_alpha``, whose table and use are not; for
+        ``use_fixed_atomic_charges`` without charges.
+
+    Notes
+    -----
+    A pickle of the original's ``les.les.Les`` can be loaded as this class (see `farfield.compat.les.pickles`): then the
+    sum is the published one, with the numbers that stand in the pickle. ``use_epsilon_r_scaling`` has no effect on
+    anything that is computed here.
     """
 
     def __init__(self, les_arguments: Mapping[str, Any] | str | Path | None = None) -> None:
@@ -61,9 +70,11 @@ class Les(nn.Module):
             given = dict(yaml.safe_load(Path(les_arguments).read_text(encoding="utf-8")) or {})
         else:
             given = dict(les_arguments or {})
-        for name in _REFUSED:
-            if given.get(name):
-                raise ValueError(f"`{name}` is set, but its tables are not known here: leave it out")
+        if given.get("use_atomic_alpha"):
+            raise ValueError(
+                "`use_atomic_alpha` is set, but neither its table nor how it enters is known here: leave it out, or "
+                "give `latent_alphas`"
+            )
         options = {name: given.get(name, default) for name, default in _DEFAULTS.items()}
         if options["truncation"] not in ("smooth", "published"):
             raise ValueError(f"`truncation` is {options['truncation']!r} but must be 'smooth' or 'published'")
@@ -71,16 +82,40 @@ class Les(nn.Module):
         self.remove_self_interaction = bool(options["remove_self_interaction"])
         self.remove_mean, self.epsilon_factor = bool(options["remove_mean"]), float(options["epsilon_factor"])
         self.truncation, self.norm_factor = options["truncation"], float(options["norm_factor"])
-        self.coulomb = Coulomb(
-            self.sigma, accuracy=float(options["accuracy"]), self_interaction=not self.remove_self_interaction
+        self.coulomb = PublishedCoulomb(
+            self.sigma,
+            dl=self.dl if self.truncation == "published" else None,
+            norm_factor=self.norm_factor,
+            self_interaction=not self.remove_self_interaction,
+            accuracy=float(options["accuracy"]),
         )
-        self.atomwise = None
+        self.fixed_charges = _fixed_charges(options)
+        self.atomwise: nn.Module | None = None
         if options["use_atomwise"]:
             self.atomwise = _Atomwise(
                 list(options["n_hidden"])[: options["n_layers"] - 1],
                 bool(options["add_linear_nn"]),
                 float(options["output_scaling_factor"]),
             )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the state of a pickle: of this class, or of the original's."""
+        if "coulomb" in state:
+            super().__setstate__(state)
+            return
+        self.__init__(options_of(state))  # type: ignore[misc]
+        atomwise = state.get("_modules", {}).get("atomwise")
+        self.atomwise = atomwise if state.get("use_atomwise", True) and isinstance(atomwise, Atomwise) else None
+        self.train(bool(state.get("training", False)))
+
+    def settings(self) -> dict[str, Any]:
+        """Return how charges are summed and read out, as `farfield.potentials.given_charges.GivenCharges` takes it."""
+        return {
+            **self.coulomb.config(),
+            "remove_mean": self.remove_mean,
+            "epsilon_factor": self.epsilon_factor,
+            "fixed_charges": self.fixed_charges,
+        }
 
     def forward(
         self,
@@ -121,11 +156,13 @@ class Les(nn.Module):
             Softness κ (e²/eV), shape (atoms,), and polarizability α (e²·Å²/eV), shape (atoms,) or (atoms, 3, 3), that
             answer in one shot: −½ Σ κφ² and −½ Σ E·α·(E + e_ext), of potential and field of the permanent multipoles.
         atomic_numbers
-            Not used.
+            Atomic numbers, for ``use_fixed_atomic_charges``.
         batch
             System of each atom, ascending.
-        compute_energy, compute_field, compute_bec
-            What to compute; ``compute_field`` changes nothing.
+        compute_energy, compute_bec
+            What to compute.
+        compute_field
+            Refused: under which name and in which shape the original gives a field is not known here.
         bec_output_index
             Give only this component of the polarization.
 
@@ -140,9 +177,15 @@ class Les(nn.Module):
         Raises
         ------
         ValueError
-            If there are neither charges nor a way to make them, or several channels beside dipoles or response.
+            If there are neither charges nor a way to make them, or several channels beside dipoles, response or fixed
+            charges; if fixed charges are used and atomic numbers missing or without a charge; for ``compute_field``.
         """
-        charges = self._charges(desc, latent_charges)
+        if compute_field:
+            raise ValueError(
+                "`compute_field` is set, but how the original gives a field is not known here: farfield.Coulomb gives "
+                "potential, field and field gradient at the atoms"
+            )
+        charges = self._charges(desc, latent_charges, atomic_numbers)
         systems = _systems(positions, cell, batch)
         several = charges.ndim == 2 and charges.shape[1] > 1
         others = (latent_dipoles, latent_quads, latent_kappas, latent_alphas)
@@ -151,9 +194,8 @@ class Les(nn.Module):
         energy: Tensor | None = None
         if several:
             if compute_energy:
-                energy = sum(
-                    (self._energy(systems, Multipoles(part))[0] for part in charges.unbind(1)), torch.zeros(())
-                )
+                parts = [self.coulomb(systems, Multipoles(part), outputs="energy") for part in charges.unbind(1)]
+                energy = torch.stack([part.energy for part in parts]).sum(0)
             moments = Multipoles(charges.sum(1))
         else:
             permanent = Multipoles(charges.reshape(len(positions)), latent_dipoles, latent_quads)
@@ -168,12 +210,23 @@ class Les(nn.Module):
             "BEC": born,
         }
 
-    def _charges(self, desc: Tensor | None, given: Tensor | None) -> Tensor:
-        if given is not None:
+    def _charges(self, desc: Tensor | None, given: Tensor | None, numbers: Tensor | None) -> Tensor:
+        if given is None:
+            if self.atomwise is None or desc is None:
+                raise ValueError("give `latent_charges`, or `desc` with the option use_atomwise")
+            given = self.atomwise(desc)
+        if not self.fixed_charges:
             return given
-        if self.atomwise is None or desc is None:
-            raise ValueError("give `latent_charges`, or `desc` with the option use_atomwise")
-        return self.atomwise(desc)
+        if numbers is None or (given.ndim == 2 and given.shape[1] > 1):
+            raise ValueError("fixed atomic charges are used: give `atomic_numbers`, and one channel of charges")
+        table = given.new_full((119,), torch.nan)
+        for number, charge in self.fixed_charges.items():
+            table[number] = charge
+        fixed = table[numbers]
+        if bool(fixed.isnan().any()):
+            lacking = sorted(set(numbers[fixed.isnan()].tolist()))
+            raise ValueError(f"fixed atomic charges are used, but there are none of the elements {lacking}")
+        return given + fixed.reshape(given.shape)
 
     def _respond(
         self,
@@ -186,8 +239,9 @@ class Les(nn.Module):
     ) -> tuple[Tensor | None, Multipoles]:
         """Energy, and permanent plus induced multipoles."""
         if kappas is None and alphas is None:
-            return (self._energy(batch, permanent)[0] if compute_energy else None), permanent
-        energy, potential, field = self._energy(batch, permanent, fields=True)
+            return (self.coulomb(batch, permanent, outputs="energy").energy if compute_energy else None), permanent
+        felt = self.coulomb(batch, permanent)
+        potential, field = felt.potential, felt.field
         assert potential is not None  # narrows the type
         assert field is not None
         atoms = potential.new_zeros(len(potential))
@@ -201,50 +255,7 @@ class Les(nn.Module):
             induced = alphas.reshape(-1, 1) * whole if alphas.ndim < 3 else (alphas @ whole[:, :, None])[:, :, 0]
             atoms = atoms - 0.5 * (field * induced).sum(1)
             dipoles = induced if dipoles is None else dipoles + induced
-        return energy + batch.sum_over_atoms(atoms), permanent.replace(charges=charges, dipoles=dipoles)
-
-    def _energy(
-        self, batch: AtomicBatch, multipoles: Multipoles, fields: bool = False
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Energy (eV) of the systems, and potential (V) and field (V/Å) at the atoms."""
-        factor = self.norm_factor / INVERSE_TWO_EPSILON_0
-        if self.truncation == "smooth":
-            out = self.coulomb(batch, multipoles, outputs="all" if fields else "energy")
-            if out.potential is None or out.field is None:
-                return factor * out.energy, None, None
-            return factor * out.energy, factor * out.potential, factor * out.field
-        with torch.set_grad_enabled(fields or torch.is_grad_enabled()):
-            dipoles = multipoles.dipoles
-            if fields:
-                # potential and field are derivatives by charges and dipoles: leaves of their own, with the same values
-                zero = torch.zeros_like(batch.positions)
-                charges = multipoles.charges + zero[:, 0].detach().clone().requires_grad_()
-                dipoles = (zero if dipoles is None else dipoles) + zero.detach().clone().requires_grad_()
-                multipoles = multipoles.replace(charges=charges, dipoles=dipoles)
-            energy = self.norm_factor * truncated_energy(
-                batch, multipoles, smearing=self.sigma, dl=self.dl, keep_self=not self.remove_self_interaction
-            )
-            if not bool(batch.pbc.all()):
-                energy = energy + factor * self._open(batch, multipoles)
-            if not fields:
-                return energy, None, None
-            assert dipoles is not None  # narrows the type
-            potential, slope = torch.autograd.grad(energy.sum(), (multipoles.charges, dipoles), create_graph=True)
-        return energy, potential, -slope
-
-    def _open(self, batch: AtomicBatch, multipoles: Multipoles) -> Tensor:
-        """Sum the systems that are open; for the others, whose self energies are done, nothing."""
-        inside = batch.pbc.all(1)[batch.system]
-        dipoles, quadrupoles = multipoles.dipoles, multipoles.quadrupoles
-        kept = Multipoles(
-            torch.where(inside, 0.0, multipoles.charges),
-            None if dipoles is None else torch.where(inside[:, None], 0.0, dipoles),
-            None if quadrupoles is None else torch.where(inside[:, None, None], 0.0, quadrupoles),
-        )
-        apart = batch.replace(pbc=torch.zeros_like(batch.pbc))
-        energy = Coulomb(self.sigma, self_interaction=True, method="open")(apart, kept, outputs="energy").energy
-        # the periodic part has taken off the self energies of all systems, if of any
-        return energy.to(batch.positions.dtype)
+        return felt.energy + batch.sum_over_atoms(atoms), permanent.replace(charges=charges, dipoles=dipoles)
 
     def _born(self, batch: AtomicBatch, moments: Multipoles, index: int | None) -> Tensor:
         charges, dipoles = published_born_charges(
@@ -274,6 +285,19 @@ class _Atomwise(nn.Module):
         return self.scale * out
 
 
+def _fixed_charges(options: Mapping[str, Any]) -> dict[int, float]:
+    """Return fixed charges by atomic number, times their factor; none where they are not used."""
+    if not options["use_fixed_atomic_charges"]:
+        return {}
+    if not options["fixed_atomic_charges"]:
+        raise ValueError(
+            "`use_fixed_atomic_charges` is set, but the original's table is not known here: give "
+            "`fixed_atomic_charges`, charges (e) by atomic number, or leave it out"
+        )
+    factor = float(options["fixed_atomic_charges_scaling_factor"])
+    return {int(number): factor * float(charge) for number, charge in options["fixed_atomic_charges"].items()}
+
+
 def _systems(positions: Tensor, cell: Tensor | None, batch: Tensor | None) -> AtomicBatch:
     system = torch.zeros(len(positions), dtype=torch.int64, device=positions.device) if batch is None else batch
     if cell is None:
@@ -291,7 +315,7 @@ def _systems(positions: Tensor, cell: Tensor | None, batch: Tensor | None) -> At
 
 
 def install() -> None:
-    """Make ``import les`` give this module, for this process.
+    """Make ``import les`` give this module, and pickles of the original's classes load, for this process.
 
     Raises
     ------
@@ -302,6 +326,7 @@ def install() -> None:
     if sys.modules.get("les", own) is not own:
         raise RuntimeError("another package `les` was imported already: call farfield.compat.les.install() before")
     sys.modules["les"] = own
+    install_modules()
 
 
 __all__ = ["Les", "install"]
