@@ -13,7 +13,11 @@ nox.options.reuse_existing_virtualenvs = True
 
 TORCH = "torch==2.13.0"
 #: Hosts that one environment can hold together, and the versions that `farfield.hosts.registry` says are tested.
-HOSTS = {"mace": ["mace-torch==0.3.16"]}
+HOSTS = {
+    "mace": ["mace-torch==0.3.16"],
+    "nequip": ["nequip==0.19.0"],
+    "allegro": ["nequip-allegro==0.8.3", "nequip==0.19.0"],
+}
 
 
 @nox.session

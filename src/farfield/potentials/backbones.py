@@ -11,6 +11,8 @@ from typing import Any
 OURS = {
     "cace": "farfield.potentials.cace:CACE",
     "mace": "farfield.hosts.mace:MACEBackbone",
+    "nequip": "farfield.hosts.nequip:NequIPBackbone",
+    "allegro": "farfield.hosts.allegro:AllegroBackbone",
 }
 
 
