@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import random
 import warnings
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,23 +15,22 @@ def graph_model(target: str, **settings: Any) -> nn.Module:
     """A model by a builder of nequip or allegro, in double precision, for H, C, O within 3 Å."""
     import e3nn
     from hydra.utils import get_method
+    from lightning.pytorch.utilities.seed import isolate_rng
     from nequip.utils.global_state import set_global_state
 
-    dtype, states = torch.get_default_dtype(), (random.getstate(), np.random.get_state())
+    dtype = torch.get_default_dtype()
     defaults = dict(e3nn.get_optimization_defaults())
     names = settings.setdefault("type_names", ["H", "C", "O"])
     pair = settings.get("pair_potential")
     if pair is not None and pair["_target_"].endswith("ZBL"):
         settings["pair_potential"] = {"chemical_species": names, **pair}
-    with torch.random.fork_rng(), warnings.catch_warnings():
+    with isolate_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             set_global_state()  # seeds everything, and sets e3nn's mode and the default dtype
             return get_method(target)(**{"seed": 2, "model_dtype": "float64", "r_max": 3.0, **settings})
         finally:
             torch.set_default_dtype(dtype)
-            random.setstate(states[0])
-            np.random.set_state(states[1])
             e3nn.set_optimization_defaults(jit_script_fx=defaults["jit_script_fx"])
             e3nn.set_optimization_defaults(jit_mode=defaults["jit_mode"])
 

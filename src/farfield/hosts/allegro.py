@@ -92,7 +92,7 @@ class AllegroBackbone(NequIPFamily):
         allowed = tensor_track_allowed_irreps
         if allowed is None:
             allowed = "+".join(f"1x{d}{sign}" for d in degrees for sign in "eo") if parity else harmonics
-        embedding = {"num_splines": num_splines, "spline_span": spline_span}
+        embedding: dict[str, Any] = {"num_splines": num_splines, "spline_span": spline_span}
         if radial == "bessel":
             embedding = {
                 "num_bessels": num_bessels, "bessel_trainable": bessel_trainable,

@@ -81,6 +81,17 @@ class HostBackbone(nn.Module):
 
         Raises
         ------
+        FileNotFoundError, ValueError
+            As `load` does, and `from_host`.
+        """
+        return cls.from_host(cls.load(path, trust=trust, head=head), head=head)
+
+    @classmethod
+    def load(cls, path: str | Path, *, trust: bool = False, head: str | None = None) -> nn.Module:
+        """Load the model that a file of the host keeps, as it is; ``head`` as in `from_host`.
+
+        Raises
+        ------
         FileNotFoundError
             If there is no such file.
         ValueError
@@ -95,7 +106,7 @@ class HostBackbone(nn.Module):
                 "where it comes from"
             )
         cls.prepare()
-        return cls.from_host(cls.read(path, head), head=head)
+        return cls.read(path, head)
 
     @classmethod
     def prepare(cls) -> None:

@@ -153,7 +153,7 @@ class NequIPFamily(HostBackbone):
                 scale.fill_(1.0 / float(size.sqrt().clamp(min=1e-6)))
 
     def _run(self, host: Any, batch: AtomicBatch) -> dict[str, Tensor]:
-        """What nequip's dictionary holds after its energy model has run: atomic energies and features."""
+        """Run an energy model; return nequip's dictionary, with atomic energies and features."""
         edges = self.edges(batch)
         return host(
             {

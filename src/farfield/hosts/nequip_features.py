@@ -92,7 +92,7 @@ def _sum_over_edges(values: Tensor, centers: Int[Tensor, " edges"], factor: Tens
 
 
 def _tap_nequip(modules: dict[str, Any]) -> list[Any]:
-    """Hook the layers; return the irreps of what is kept, the embedding of the element first."""
+    """Put hooks on the layers; return the irreps of what is kept, the embedding of the element first."""
     layers = [module for name, module in modules.items() if name.endswith("_convnet")]
     for number, layer in enumerate(layers):
         layer.register_forward_hook(functools.partial(_keep, number, _NODE_FEATURES))
@@ -103,7 +103,7 @@ def _tap_nequip(modules: dict[str, Any]) -> list[Any]:
 
 
 def _tap_allegro(modules: dict[str, Any]) -> list[Any]:
-    """Hook the tensor track; return the irreps of what is kept, the latents first."""
+    """Put hooks on the tensor track; return the irreps of what is kept, the latents first."""
     embed, core = modules["tensor_embed"], modules["allegro"]
     embed.register_forward_hook(functools.partial(_keep, 0, _EDGE_FEATURES))
     for product in core.tps:

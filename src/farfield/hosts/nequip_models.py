@@ -139,7 +139,7 @@ def irreps_of_layers(num_layers: int, l_max: int, parity: bool, num_features: in
     counts = [num_features] * (l_max + 1) if isinstance(num_features, int) else list(num_features)
     if len(counts) != l_max + 1:
         raise ValueError(f"`num_features` is {counts} but must be one number, or one for each l up to {l_max}")
-    kinds = []
+    kinds: list[str] = []
     for degree, count in enumerate(counts):
         signs = ("eo" if parity else "e") if degree % 2 == 0 else ("eo" if parity else "o")
         kinds.extend(f"{count}x{degree}{sign}" for sign in signs)
@@ -277,7 +277,7 @@ def _mlp_settings(mlp: Any) -> dict[str, Any]:
 
 def _is_forward(*mlps: Any) -> bool:
     """Whether factors of the weights follow from the widths of what goes in."""
-    firsts = [mlp.mlp[0] for mlp in mlps if isinstance(mlp.mlp, nn.Sequential)]
+    firsts: list[Any] = [mlp.mlp[0] for mlp in mlps if isinstance(mlp.mlp, nn.Sequential)]
     return all(abs(float(first.alpha) * first.in_features**0.5 - 1.0) < 1e-3 for first in firsts)
 
 
