@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from host_laws import HostLaws, mixed
-from nequip_native import energy_by_nequip, graph_model
+from nequip_native import energy_by_nequip, graph_model, write_checkpoint
 from potential_structures import joined
 from small_training import small_config, write_clusters
 from torch import Tensor, nn
@@ -24,20 +24,24 @@ from farfield.atoms.neighbors import find_neighbors
 from farfield.hosts.nequip import NequIPBackbone
 from farfield.hosts.registry import host_of
 from farfield.model import load
+from farfield.potentials.augmented import AugmentedPotential
 from farfield.training import train
 
 #: Small, but with all that the adapter converts.
 SMALL: dict[str, Any] = {"num_layers": 2, "l_max": 2, "num_features": [6, 4, 4], "radial_mlp_width": 8}
 
 
+BUILDER = "nequip.model.NequIPGNNModel"
+NATIVE: dict[str, Any] = {
+    "num_layers": 3, "l_max": 1, "num_features": 5, "radial_mlp_width": 8, "avg_num_neighbors": 4.5,
+    "per_type_energy_scales": {"H": 0.5, "C": 0.7, "O": 0.9},
+    "per_type_energy_shifts": {"H": -5.0, "C": -17.0, "O": -30.0},
+}  # fmt: skip
+
+
 def make(**changes: Any) -> nn.Module:
     """A model by nequip's own builder, with energies of the elements and scales."""
-    settings = {
-        "num_layers": 3, "l_max": 1, "num_features": 5, "radial_mlp_width": 8, "avg_num_neighbors": 4.5,
-        "per_type_energy_scales": {"H": 0.5, "C": 0.7, "O": 0.9},
-        "per_type_energy_shifts": {"H": -5.0, "C": -17.0, "O": -30.0},
-    }  # fmt: skip
-    return graph_model("nequip.model.NequIPGNNModel", **{**settings, **changes})
+    return graph_model(BUILDER, **{**NATIVE, **changes})
 
 
 @functools.cache
@@ -140,6 +144,18 @@ def test_the_host_of_a_model_is_named() -> None:
     assert host_of(standard()) == "nequip"
 
 
+def test_a_checkpoint_of_nequip_is_a_pickle_and_needs_trust(tmp_path: Path) -> None:
+    model = write_checkpoint(tmp_path / "best.ckpt", BUILDER, **NATIVE)
+    with pytest.raises(ValueError, match="trust"):
+        augment(tmp_path / "best.ckpt", name="nequip")
+    with pytest.raises(ValueError, match="'other'.*sole_model"):
+        augment(tmp_path / "best.ckpt", name="nequip", trust=True, head="other")
+    potential = augment(tmp_path / "best.ckpt", name="nequip", trust=True, charge_scale=1e-30)
+    batch = joined(mixed(), 3.0)
+    torch.testing.assert_close(potential(batch).energy, energy_by_nequip(model, batch))
+    assert torch.get_default_dtype() == torch.float32
+
+
 # ---- training --------------------------------------------------------------------------------------------------------
 
 
@@ -147,6 +163,17 @@ def configuration(folder: Path, backbone: dict[str, Any], **model: Any) -> dict[
     config = small_config(write_clusters(folder), folder, epochs=1)
     config["model"] = {"backbone": backbone, "long_range": {"n_hidden": [6], "dipoles": True}, **model}
     return config
+
+
+def test_a_configuration_starts_from_a_checkpoint_and_keeps_it(tmp_path: Path) -> None:
+    host = write_checkpoint(tmp_path / "best.ckpt", BUILDER, **NATIVE)
+    backbone = {"host": "nequip", "checkpoint": str(tmp_path / "best.ckpt"), "trust": True}
+    config = configuration(tmp_path, backbone, reference_energies="host")
+    config["optimizer"]["short_range_rate"] = 0
+    potential = load(train(config, quiet=True).model).potential.double()
+    batch = potential.add_neighbors(mixed()[0])
+    without = AugmentedPotential(potential.backbone, reference_energies=potential.reference_energies)
+    torch.testing.assert_close(without(batch).energy, energy_by_nequip(host, batch), rtol=1e-6, atol=1e-5)
 
 
 def test_a_configuration_trains_nequip_from_scratch(tmp_path: Path) -> None:

@@ -165,7 +165,8 @@ def test_the_example_configuration_trains(host: str, tmp_path: Path, repository:
         potential_of(checkpoint, name=host)
     potential = potential_of(checkpoint, name=host, trust=True)
     Model(potential).save(tmp_path / "model.ff")
-    again = load(tmp_path / "model.ff")
-    found = again.potential.predict(again.potential.add_neighbors(mixed()[0].replace(numbers=torch.full((6,), 8))))
+    again = load(tmp_path / "model.ff").potential
+    oxygen = mixed()[0].replace(numbers=torch.full((6,), 8)).to(dtype=again.dtype)
+    found = again.predict(again.add_neighbors(oxygen))
     assert found.long_range_energy.abs() > 0
     assert found.forces.isfinite().all()
