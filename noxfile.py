@@ -18,6 +18,8 @@ HOSTS = {
     "nequip": ["nequip==0.19.0"],
     "allegro": ["nequip-allegro==0.8.3", "nequip==0.19.0"],
 }
+#: Tests of a host in files of other names.
+MORE = {"allegro": ["tests/hosts/test_nequip_pair.py"]}
 
 
 @nox.session
@@ -33,4 +35,4 @@ def hosts(session: nox.Session, host: str) -> None:
     if cuda:
         session.error(f"CUDA libraries got in: {', '.join(cuda)}")
     env = {"OMP_NUM_THREADS": "1", "FARFIELD_HOST": host}
-    session.run("python", "-m", "pytest", f"tests/hosts/test_{host}.py", *session.posargs, env=env)
+    session.run("python", "-m", "pytest", f"tests/hosts/test_{host}.py", *MORE.get(host, []), *session.posargs, env=env)
