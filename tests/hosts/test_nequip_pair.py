@@ -149,7 +149,7 @@ def test_what_it_cannot_do_is_refused(model: nn.Module) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("host", ["nequip", "allegro"])
 def test_the_example_configuration_trains(host: str, tmp_path: Path, repository: Path) -> None:
-    """`nequip-train` changes heads and layers; the checkpoint it writes is a potential of farfield."""
+    """What `nequip-train` writes, and `nequip-package` makes of it, is a potential of farfield."""
     data = write_clusters(tmp_path)
     command = [
         sys.executable, "-m", "nequip.scripts.train", "-cp", str(repository / "configs" / "hosts"), "-cn", host,
@@ -164,6 +164,13 @@ def test_the_example_configuration_trains(host: str, tmp_path: Path, repository:
     with pytest.raises(ValueError, match="trust"):
         potential_of(checkpoint, name=host)
     potential = potential_of(checkpoint, name=host, trust=True)
+    if host == "nequip":  # once: it takes its time
+        package = tmp_path / "best.nequip.zip"
+        command = [sys.executable, "-m", "nequip.scripts.package", "build", str(checkpoint), str(package)]
+        subprocess.run(command, capture_output=True, cwd=tmp_path, check=True)
+        packaged = potential_of(package, name=host, trust=True).state_dict()
+        for name, weight in potential.state_dict().items():
+            assert torch.equal(packaged[name], weight)
     Model(potential).save(tmp_path / "model.ff")
     again = load(tmp_path / "model.ff").potential
     oxygen = mixed()[0].replace(numbers=torch.full((6,), 8)).to(dtype=again.dtype)

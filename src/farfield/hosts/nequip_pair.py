@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from ase.data import atomic_numbers
 from nequip.nn import GraphModuleMixin
+from nequip.scripts._package_utils import register_libraries_as_external_for_packaging
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
@@ -162,6 +163,8 @@ def _watch() -> None:
             child.join(parent)
 
     register_module_module_registration_hook(joined)
+    # packages of nequip-package name farfield instead of taking its source in
+    register_libraries_as_external_for_packaging(extern_modules=["farfield"])
 
 
 def potential_of(

@@ -129,6 +129,12 @@ def adapter(name: str) -> type[Any]:
     return backbone_class(name)
 
 
+def _package_of(cls: type) -> str:
+    """Top-level package of a class, also of one that a file of torch.package brought along."""
+    names = cls.__module__.split(".")
+    return names[1] if names[0].startswith("<torch_package_") and len(names) > 1 else names[0]
+
+
 def host_of(model: nn.Module) -> str:
     """Name the host that a model belongs to, by the package of its class or of one that it inherits from.
 
@@ -137,8 +143,8 @@ def host_of(model: nn.Module) -> str:
     ValueError
         If there is no adapter for it.
     """
-    packages = {cls.__module__.partition(".")[0] for cls in type(model).__mro__}
-    parts = {type(part).__module__.partition(".")[0] for part in model.modules()}
+    packages = {_package_of(cls) for cls in type(model).__mro__}
+    parts = {_package_of(type(part)) for part in model.modules()}
     for info in HOSTS.values():
         if info.module in packages or (info.within in packages and info.module in parts):
             return host_info(info.name).name
