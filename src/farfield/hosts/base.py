@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -81,6 +81,17 @@ class HostBackbone(nn.Module):
 
         Raises
         ------
+        FileNotFoundError, ValueError
+            As `load` does, and `from_host`.
+        """
+        return cls.from_host(cls.load(path, trust=trust, head=head), head=head)
+
+    @classmethod
+    def load(cls, path: str | Path, *, trust: bool = False, head: str | None = None) -> nn.Module:
+        """Load the model that a file of the host keeps, as it is; ``head`` as in `from_host`.
+
+        Raises
+        ------
         FileNotFoundError
             If there is no such file.
         ValueError
@@ -95,11 +106,16 @@ class HostBackbone(nn.Module):
                 "where it comes from"
             )
         cls.prepare()
-        return cls.from_host(torch.load(path, map_location="cpu", weights_only=False), head=head)
+        return cls.read(path, head)
 
     @classmethod
     def prepare(cls) -> None:
         """Import what loading the host's files needs."""
+
+    @classmethod
+    def read(cls, path: Path, head: str | None) -> nn.Module:
+        """Return the model that a trusted file of the host keeps."""
+        return torch.load(path, map_location="cpu", weights_only=False)
 
     def species(self, batch: AtomicBatch) -> Int[Tensor, " atoms"]:
         """Place of each atom's element in `elements`.
@@ -132,6 +148,20 @@ class HostBackbone(nn.Module):
         with torch.no_grad():
             near = (batch.positions[pairs.j] - batch.positions[pairs.i] + shifts).norm(dim=1) < self.cutoff
         return Edges(pairs.i[near], pairs.j[near], shifts[near])
+
+
+def columns_of(layers: Sequence[Any]) -> dict[str, list[int]]:
+    """Columns of scalars, vectors and tensors in features laid side by side, whose e3nn irreps are given."""
+    kinds = {"0e": "scalar", "1o": "vector", "2e": "tensor"}
+    found: dict[str, list[int]] = {"scalar": [], "vector": [], "tensor": []}
+    start = 0
+    for irreps in layers:
+        for multiplicity, irrep in irreps:
+            stop = start + multiplicity * irrep.dim
+            if str(irrep) in kinds:
+                found[kinds[str(irrep)]].extend(range(start, stop))
+            start = stop
+    return found
 
 
 def traceless_from_l2(components: Float[Tensor, "atoms channels 5"]) -> Float[Tensor, "atoms channels 3 3"]:

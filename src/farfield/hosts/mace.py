@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from farfield.atoms.batch import AtomicBatch
 from farfield.atoms.neighbors import find_neighbors
-from farfield.hosts.base import HostBackbone, traceless_from_l2
+from farfield.hosts.base import HostBackbone, columns_of, traceless_from_l2
 from farfield.hosts.mace_models import as_scale_shift, build, importing, load_weights, settings_of
 from farfield.potentials.features import Features
 
@@ -116,7 +116,7 @@ class MACEBackbone(HostBackbone):
             value = torch.as_tensor(interaction_block.avg_num_neighbors, dtype=torch.float64)
             del interaction_block.avg_num_neighbors
             interaction_block.register_buffer("avg_num_neighbors", value)
-        columns = _columns([product.linear.irreps_out for product in self.host.products])
+        columns = columns_of([product.linear.irreps_out for product in self.host.products])
         for name, found in columns.items():
             self.register_buffer(f"{name}_index", torch.tensor(found, dtype=torch.int64), persistent=False)
         self.n_scalars, self.n_vectors, self.n_tensors = (
@@ -265,17 +265,3 @@ class MACEBackbone(HostBackbone):
                 "this MACE model cannot be rebuilt from its settings: energies differ by up to "
                 f"{float((mine - theirs).abs().max()):.3g} eV; it has an option that the adapter does not know"
             )
-
-
-def _columns(layers: Sequence[Any]) -> dict[str, list[int]]:
-    """Columns of scalars, vectors and tensors in the features of all layers laid side by side."""
-    kinds = {"0e": "scalar", "1o": "vector", "2e": "tensor"}
-    found: dict[str, list[int]] = {"scalar": [], "vector": [], "tensor": []}
-    start = 0
-    for irreps in layers:
-        for multiplicity, irrep in irreps:
-            stop = start + multiplicity * irrep.dim
-            if str(irrep) in kinds:
-                found[kinds[str(irrep)]].extend(range(start, stop))
-            start = stop
-    return found

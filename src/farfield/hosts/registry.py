@@ -30,6 +30,8 @@ class HostInfo:
         Features for the far field, and what else there is. Empty for a host without an adapter.
     obstacle
         Why there is no adapter, where there is none.
+    within
+        Module of another host whose classes its models are made of, too.
     """
 
     name: str
@@ -38,6 +40,7 @@ class HostInfo:
     tested: str
     gives: tuple[str, ...] = ()
     obstacle: str = ""
+    within: str = ""
 
     @property
     def installed(self) -> str | None:
@@ -55,11 +58,20 @@ class HostInfo:
         return f"pip install 'farfield[{self.name}]'"
 
 
-#: All hosts by name.
+#: All hosts by name; one that is built within another comes before it.
 HOSTS = {
     info.name: info
     for info in (
         HostInfo("mace", "mace-torch", "mace", "0.3.16", ("scalars", "vectors", "tensors", "stress")),
+        HostInfo(
+            "allegro",
+            "nequip-allegro",
+            "allegro",
+            "0.8.3",
+            ("scalars", "vectors", "tensors", "stress"),
+            within="nequip",
+        ),
+        HostInfo("nequip", "nequip", "nequip", "0.19.0", ("scalars", "vectors", "tensors", "stress")),
         HostInfo(
             "schnetpack",
             "schnetpack",
@@ -117,6 +129,12 @@ def adapter(name: str) -> type[Any]:
     return backbone_class(name)
 
 
+def _package_of(cls: type) -> str:
+    """Top-level package of a class, also of one that a file of torch.package brought along."""
+    names = cls.__module__.split(".")
+    return names[1] if names[0].startswith("<torch_package_") and len(names) > 1 else names[0]
+
+
 def host_of(model: nn.Module) -> str:
     """Name the host that a model belongs to, by the package of its class or of one that it inherits from.
 
@@ -125,9 +143,10 @@ def host_of(model: nn.Module) -> str:
     ValueError
         If there is no adapter for it.
     """
-    packages = [cls.__module__.partition(".")[0] for cls in type(model).__mro__]
+    packages = {_package_of(cls) for cls in type(model).__mro__}
+    parts = {_package_of(type(part)) for part in model.modules()}
     for info in HOSTS.values():
-        if info.module in packages:
+        if info.module in packages or (info.within in packages and info.module in parts):
             return host_info(info.name).name
     cls = type(model)
     raise ValueError(

@@ -12,6 +12,8 @@ OURS = {
     "cace": "farfield.potentials.cace:CACE",
     "mace": "farfield.hosts.mace:MACEBackbone",
     "maceles": "farfield.hosts.maceles:MACELESBackbone",
+    "nequip": "farfield.hosts.nequip:NequIPBackbone",
+    "allegro": "farfield.hosts.allegro:AllegroBackbone",
 }
 
 

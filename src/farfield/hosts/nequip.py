@@ -1,0 +1,293 @@
+"""NequIP (nequip, Batzner et al., arXiv 2101.03164) as a backbone: energy, invariants of all layers, l = 1 and 2."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from farfield.atoms.batch import AtomicBatch
+from farfield.atoms.neighbors import find_neighbors
+from farfield.hosts import nequip_models
+from farfield.hosts.base import HostBackbone, traceless_from_l2
+from farfield.hosts.nequip_features import HostFeatures
+from farfield.potentials.features import Features
+
+#: Largest disagreement of a model and its adapter's copy (eV, relative above 1 eV) on a probe; it is rounding only.
+_AGREEMENT = 1e-5
+
+
+class NequIPFamily(HostBackbone):
+    """What the adapters of NequIP and Allegro share; made in double precision, ``.to(dtype)`` follows.
+
+    Parameters
+    ----------
+    elements
+        Atomic numbers that the model knows.
+    cutoff
+        Range of the edges (Å), nequip's ``r_max``.
+    options
+        Arguments of nequip's builder, and ``per_edge_type_cutoff``, ``zbl_cutoff_p``.
+    """
+
+    #: Name of the host.
+    name: str
+    host: Any
+    scalar_scale: Tensor
+    vector_scale: Tensor
+    tensor_scale: Tensor
+
+    def __init__(self, elements: Sequence[int], cutoff: float, options: Mapping[str, Any]) -> None:
+        super().__init__(elements, cutoff)
+        with nequip_models.importing(self.name):
+            self.host = nequip_models.build(self._builder(), self.elements, self.cutoff, options)
+        self.features = HostFeatures(nequip_models.parts_of(self.host))
+        self.n_scalars, self.n_vectors, self.n_tensors = (
+            self.features.n_scalars,
+            self.features.n_vectors,
+            self.features.n_tensors,
+        )
+        self.register_buffer("scalar_scale", torch.ones(self.n_scalars, dtype=torch.float64))
+        self.register_buffer("vector_scale", torch.ones(self.n_vectors, dtype=torch.float64))
+        self.register_buffer("tensor_scale", torch.ones(self.n_tensors, dtype=torch.float64))
+        self._config: dict[str, Any] = {}
+
+    @staticmethod
+    def _builder() -> Any:
+        """Builder of the host's model that knows all its arguments."""
+        raise NotImplementedError
+
+    @staticmethod
+    def _settings(parts: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments of the adapter for a model of the host."""
+        raise NotImplementedError
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that rebuild the module."""
+        return dict(self._config)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """Rebuild the module from `config`, with fresh weights."""
+        return cls(**config)
+
+    @classmethod
+    def read(cls, path: Path, head: str | None) -> nn.Module:
+        """Return the model in a checkpoint of ``nequip-train`` (.ckpt) or a package (.nequip.zip).
+
+        Where it has several, ``head`` names one.
+        """
+        with nequip_models.importing(cls.name):
+            return nequip_models.read(path, head)
+
+    @classmethod
+    def from_host(cls, model: nn.Module, *, head: str | None = None) -> Self:
+        """Make an adapter of a model of the host, with a copy of its weights; the model stays as it is.
+
+        Parameters
+        ----------
+        model
+            What nequip's builders return, or the energy model in it; its dtype becomes that of the adapter.
+        head
+            Of no meaning here: such models have one energy.
+
+        Raises
+        ------
+        ValueError
+            If the model is of another kind, or cannot be rebuilt from its settings.
+        """
+        dtype = next(model.parameters()).dtype
+        with nequip_models.importing(cls.name):
+            inner: Any = getattr(model, "model", model)
+            source = copy.deepcopy(getattr(inner, "func", inner)).cpu().double()
+            nequip_models.match_dtype(source, torch.float64)
+            self = cls(**cls._settings(nequip_models.parts_of(source)))
+            weights, shifts = nequip_models.weights_for(self.host, source)
+            try:
+                self.host.load_state_dict(weights)
+            except RuntimeError as error:
+                raise ValueError(f"this {cls.name} model cannot be rebuilt from its settings: {error}") from error
+            self.reference_energies = dict(zip(self.elements, shifts, strict=True))
+            self._check_copy(source)
+        self.pretrained = True
+        return self.to(dtype)
+
+    def forward(self, batch: AtomicBatch) -> Features:
+        """Energy without `reference_energies` (eV) and features of a batch with neighbours within `cutoff`.
+
+        Raises
+        ------
+        ValueError
+            If the batch has no neighbours, or only nearer ones, or (seen on the CPU) unknown elements.
+        """
+        data = self._run(self.host, batch)
+        scalars, vectors, tensors = self.features(data)
+        return Features(
+            energy=batch.sum_over_atoms(data["atomic_energy"][:, 0]),
+            scalars=scalars * self.scalar_scale,
+            vectors=vectors * self.vector_scale[:, None] if self.n_vectors else None,
+            tensors=traceless_from_l2(tensors * self.tensor_scale[:, None]) if self.n_tensors else None,
+        )
+
+    @torch.no_grad()
+    def calibrate(self, batch: AtomicBatch, force_scale: float = 1.0) -> None:
+        """Set starting scales: features of order one for the heads; for fresh weights also what nequip takes from data.
+
+        These are the mean number of neighbours, and the scale of the energy, which is the RMS force ``force_scale``
+        (eV/Å). Energies of a model with weights from nequip stay what they are.
+        """
+        if not self.pretrained:
+            count = max(len(self.edges(batch).i) / max(batch.n_atoms, 1), 1.0)
+            for norm in nequip_models.norms_of(self.host).values():
+                norm.norm_const.fill_(count**-0.5)
+            self.host.per_type_energy_scale_shift.scales.fill_(force_scale)
+        scales = (self.scalar_scale, self.vector_scale, self.tensor_scale)
+        for values, scale in zip(self.features(self._run(self.host, batch)), scales, strict=True):
+            if len(scale):
+                # one factor for all channels of a kind: which of them are small is what the model has learned
+                size = values.square().mean() * (1 if values.ndim == 2 else values.shape[-1])
+                scale.fill_(1.0 / float(size.sqrt().clamp(min=1e-6)))
+
+    def _run(self, host: Any, batch: AtomicBatch) -> dict[str, Tensor]:
+        """Run an energy model; return nequip's dictionary, with atomic energies and features."""
+        edges = self.edges(batch)
+        return host(
+            {
+                "pos": batch.positions,
+                "edge_index": torch.stack([edges.i, edges.j]),
+                "edge_vectors": batch.positions[edges.j] - batch.positions[edges.i] + edges.shifts,
+                "atom_types": self.species(batch),
+            }
+        )
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        nequip_models.match_dtype(self.host, self.scalar_scale.dtype)
+        return self
+
+    def _check_copy(self, source: nn.Module) -> None:
+        """Compare with the model on a probe of all its elements: settings that were not seen would show there."""
+        generator = torch.Generator().manual_seed(0)
+        count = 2 * len(self.elements) + 2
+        batch = AtomicBatch(
+            positions=0.5 * self.cutoff * torch.randn(count, 3, generator=generator, dtype=torch.float64),
+            numbers=torch.tensor(self.elements)[torch.arange(count) % len(self.elements)],
+            cell=torch.zeros(1, 3, 3, dtype=torch.float64),
+            pbc=torch.zeros(1, 3, dtype=torch.bool),
+            system=torch.zeros(count, dtype=torch.int64),
+        )
+        batch = find_neighbors(batch, self.cutoff)
+        with torch.no_grad():
+            mine, theirs = (self._run(model, batch)["atomic_energy"][:, 0] for model in (self.host, source))
+            theirs = theirs - torch.tensor([self.reference_energies[int(z)] for z in batch.numbers])
+        if not bool(((mine - theirs).abs() <= _AGREEMENT * (1.0 + theirs.abs())).all()):
+            raise ValueError(
+                f"this {self.name} model cannot be rebuilt from its settings: energies differ by up to "
+                f"{float((mine - theirs).abs().max()):.3g} eV; it has an option that the adapter does not know"
+            )
+
+
+class NequIPBackbone(NequIPFamily):
+    """NequIP as a backbone; arguments are those of ``nequip.model.NequIPGNNModel`` where not said otherwise.
+
+    Scalars are the embedding of the element and the 0e features of all layers, vectors their 1o features, tensors their
+    2e features; the last layer has only scalars.
+
+    Parameters
+    ----------
+    elements
+        Atomic numbers that the model knows.
+    cutoff
+        Range of the edges (Å), nequip's ``r_max``.
+    num_layers, l_max, parity, num_features
+        As in nequip: layers, highest order, whether there are pseudovectors and their like, channels (one number, or
+        one for each order).
+    feature_irreps_hidden, irreps_edge_sh
+        Features of each layer, and of the edges, in e3nn's notation, instead of these four.
+    radial_mlp_depth, radial_mlp_width
+        One number, or one for each layer.
+    per_edge_type_cutoff
+        Nearer cutoffs for some pairs of elements, by symbols.
+    zbl_cutoff_p
+        Add nequip's ZBL repulsion, with this power in its envelope.
+    type_embed_num_features, readout_mlp_hidden_layers_depth, readout_mlp_hidden_layers_width, \
+    readout_mlp_nonlinearity, num_bessels, bessel_trainable, polynomial_cutoff_p, per_type_energy_scales_trainable, \
+    convnet_sc, convnet_resnet, learnable_shift, convnet_nonlinearity_type
+        As in nequip.
+
+    Raises
+    ------
+    ImportError
+        If nequip is not installed.
+    ValueError
+        If an argument is out of its range.
+    """
+
+    name = "nequip"
+
+    def __init__(
+        self,
+        elements: Sequence[int],
+        cutoff: float,
+        *,
+        num_layers: int = 4,
+        l_max: int = 1,
+        parity: bool = True,
+        num_features: int | Sequence[int] = 32,
+        feature_irreps_hidden: Sequence[str] | None = None,
+        irreps_edge_sh: str | None = None,
+        type_embed_num_features: int | None = None,
+        radial_mlp_depth: int | Sequence[int] = 1,
+        radial_mlp_width: int | Sequence[int] = 128,
+        readout_mlp_hidden_layers_depth: int = 0,
+        readout_mlp_hidden_layers_width: int | None = None,
+        readout_mlp_nonlinearity: str | None = "silu",
+        num_bessels: int = 8,
+        bessel_trainable: bool = False,
+        polynomial_cutoff_p: float = 6,
+        per_edge_type_cutoff: Mapping[str, Any] | None = None,
+        per_type_energy_scales_trainable: bool = False,
+        zbl_cutoff_p: float | None = None,
+        convnet_sc: bool = True,
+        convnet_resnet: bool = False,
+        learnable_shift: bool = False,
+        convnet_nonlinearity_type: str = "gate",
+    ) -> None:
+        layers = feature_irreps_hidden or nequip_models.irreps_of_layers(num_layers, l_max, parity, num_features)
+        depth, width = (
+            [value] * len(layers) if isinstance(value, int) else list(value)
+            for value in (radial_mlp_depth, radial_mlp_width)
+        )
+        harmonics = irreps_edge_sh or "+".join(f"1x{degree}{'eo'[degree % 2]}" for degree in range(l_max + 1))
+        embedded = type_embed_num_features
+        if embedded is None:
+            embedded = int(layers[0].partition("x")[0])
+        options = {
+            "feature_irreps_hidden": list(layers), "irreps_edge_sh": harmonics, "type_embed_num_features": embedded,
+            "radial_mlp_depth": depth, "radial_mlp_width": width,
+            "readout_mlp_hidden_layers_depth": readout_mlp_hidden_layers_depth,
+            "readout_mlp_hidden_layers_width": readout_mlp_hidden_layers_width,
+            "readout_mlp_nonlinearity": readout_mlp_nonlinearity, "num_bessels": num_bessels,
+            "bessel_trainable": bessel_trainable, "polynomial_cutoff_p": polynomial_cutoff_p,
+            "per_edge_type_cutoff": None if per_edge_type_cutoff is None else dict(per_edge_type_cutoff),
+            "per_type_energy_scales_trainable": per_type_energy_scales_trainable, "zbl_cutoff_p": zbl_cutoff_p,
+            "convnet_sc": convnet_sc, "convnet_resnet": convnet_resnet, "learnable_shift": learnable_shift,
+            "convnet_nonlinearity_type": convnet_nonlinearity_type,
+        }  # fmt: skip
+        super().__init__(elements, cutoff, options)
+        self._config = {"elements": self.elements, "cutoff": self.cutoff, **options}
+        self.receptive_radius = self.cutoff * len(layers)
+
+    @staticmethod
+    def _builder() -> Any:
+        from nequip.model.nequip_models import FullNequIPGNNModel
+
+        return FullNequIPGNNModel
+
+    @staticmethod
+    def _settings(parts: Mapping[str, Any]) -> dict[str, Any]:
+        return nequip_models.nequip_settings(parts)
