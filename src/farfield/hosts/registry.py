@@ -60,6 +60,7 @@ HOSTS = {
     info.name: info
     for info in (
         HostInfo("mace", "mace-torch", "mace", "0.3.16", ("scalars", "vectors", "tensors", "stress")),
+        HostInfo("chgnet", "chgnet", "chgnet", "0.4.2", ("scalars", "stress", "pretrained weights")),
         HostInfo(
             "schnetpack",
             "schnetpack",

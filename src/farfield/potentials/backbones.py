@@ -10,6 +10,7 @@ from typing import Any
 #: tree that is not installed, and installations from before one of them was there.
 OURS = {
     "cace": "farfield.potentials.cace:CACE",
+    "chgnet": "farfield.hosts.chgnet:CHGNetBackbone",
     "mace": "farfield.hosts.mace:MACEBackbone",
 }
 
