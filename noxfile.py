@@ -20,7 +20,7 @@ TORCH = "torch==2.13.0"
 #: mace-torch pins an e3nn that is too old for the others.
 HOSTS = {
     "mace": {"mace": "mace-torch==0.3.16"},
-    "rest": {"chgnet": "chgnet==0.4.2"},
+    "rest": {"chgnet": "chgnet==0.4.2", "matgl": "matgl==4.1.2"},
 }
 #: Pins that stand in the way of a host's own, each with why. With them pip goes back through years of versions.
 UNPINNED = {

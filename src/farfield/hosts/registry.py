@@ -61,6 +61,7 @@ HOSTS = {
     for info in (
         HostInfo("mace", "mace-torch", "mace", "0.3.16", ("scalars", "vectors", "tensors", "stress")),
         HostInfo("chgnet", "chgnet", "chgnet", "0.4.2", ("scalars", "stress", "pretrained weights")),
+        HostInfo("matgl", "matgl", "matgl", "4.1.2", ("scalars", "vectors", "tensors", "stress")),
         HostInfo(
             "schnetpack",
             "schnetpack",

@@ -12,6 +12,7 @@ OURS = {
     "cace": "farfield.potentials.cace:CACE",
     "chgnet": "farfield.hosts.chgnet:CHGNetBackbone",
     "mace": "farfield.hosts.mace:MACEBackbone",
+    "matgl": "farfield.hosts.matgl:MatGLBackbone",
 }
 
 
