@@ -70,6 +70,14 @@ HOSTS = {
             obstacle="version 2.1.1 demands a sympy older than torch 2.13 does, so that the two cannot be imported "
             "together",
         ),
+        HostInfo(
+            "sevenn",
+            "sevenn",
+            "sevenn",
+            "0.13.0",
+            obstacle="models that come with version 0.13.0 tell a molecule from its mirror image (features of SO(3), "
+            "not of O(3)), and a model does not carry the settings that rebuild it",
+        ),
     )
 }
 
