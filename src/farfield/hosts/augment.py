@@ -100,7 +100,8 @@ def augment(
         reference_energies = getattr(backbone, "reference_energies", {})
     parameter = next(backbone.parameters())
     far = LongRange(backbone.n_scalars, backbone.n_vectors, backbone.n_tensors, **long_range)
-    backbone.requires_grad_(not freeze)
+    if freeze:  # not the other way round: hosts have constants among their parameters
+        backbone.requires_grad_(False)
     return AugmentedPotential(
         backbone, far.to(parameter.device, parameter.dtype), reference_energies=reference_energies, zbl=zbl
     )

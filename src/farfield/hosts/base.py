@@ -12,7 +12,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from farfield.atoms.batch import AtomicBatch
-from farfield.atoms.neighbors import neighbors_within
+from farfield.atoms.neighbors import find_neighbors, neighbors_within
+from farfield.potentials.features import Features
+
+#: Largest disagreement of a model and its adapter's copy (eV, relative above 1 eV) on a probe; it is rounding only.
+_AGREEMENT = 1e-5
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,12 +24,17 @@ class Edges:
     """Pairs of a batch within a host's cutoff, each from either end.
 
     ``shifts`` are the whole cell vectors, in Å and differentiable in the cell: the vector of a pair is
-    ``positions[j] - positions[i] + shifts``.
+    ``positions[j] - positions[i] + shifts``. ``images`` are the same in units of the cell vectors.
     """
 
     i: Int[Tensor, " pairs"]
     j: Int[Tensor, " pairs"]
     shifts: Float[Tensor, "pairs 3"]
+    images: Int[Tensor, "pairs 3"]
+
+    def vectors(self, positions: Float[Tensor, "atoms 3"]) -> Float[Tensor, "pairs 3"]:
+        """Vectors from ``i`` to ``j`` (Å), differentiable in positions and cell."""
+        return positions[self.j] - positions[self.i] + self.shifts
 
 
 class HostBackbone(nn.Module):
@@ -52,6 +61,9 @@ class HostBackbone(nn.Module):
     """
 
     element_index: Tensor
+    scalar_scale: Tensor
+    vector_scale: Tensor
+    tensor_scale: Tensor
 
     def __init__(self, elements: Sequence[int], cutoff: float) -> None:
         super().__init__()
@@ -143,11 +155,76 @@ class HostBackbone(nn.Module):
         pairs = neighbors_within(batch, self.cutoff, f"the host's cutoff is {self.cutoff:g} Å")
         shifts = torch.einsum("ps,psc->pc", pairs.shifts.to(batch.cell.dtype), batch.cell[batch.system[pairs.i]])
         if pairs.cutoff == self.cutoff:
-            return Edges(pairs.i, pairs.j, shifts)
+            return Edges(pairs.i, pairs.j, shifts, pairs.shifts)
         # Some hosts do not end smoothly beyond their cutoff but rely on edges to end there.
         with torch.no_grad():
             near = (batch.positions[pairs.j] - batch.positions[pairs.i] + shifts).norm(dim=1) < self.cutoff
-        return Edges(pairs.i[near], pairs.j[near], shifts[near])
+        return Edges(pairs.i[near], pairs.j[near], shifts[near], pairs.shifts[near])
+
+    # ---- scales of features, for adapters that use them --------------------------------------------------------------
+
+    def set_widths(self, n_scalars: int, n_vectors: int = 0, n_tensors: int = 0) -> None:
+        """Say how many features there are, and make their scales, all one; in double precision."""
+        self.n_scalars, self.n_vectors, self.n_tensors = n_scalars, n_vectors, n_tensors
+        for name, width in (("scalar", n_scalars), ("vector", n_vectors), ("tensor", n_tensors)):
+            self.register_buffer(f"{name}_scale", torch.ones(width, dtype=torch.float64))
+
+    def scaled(
+        self, energy: Tensor, scalars: Tensor, vectors: Tensor | None = None, tensors: Tensor | None = None
+    ) -> Features:
+        """Features times their scales; kinds that there are none of are left out."""
+        return Features(
+            energy=energy,
+            scalars=scalars * self.scalar_scale,
+            vectors=None if vectors is None or not self.n_vectors else vectors * self.vector_scale[:, None],
+            tensors=None if tensors is None or not self.n_tensors else tensors * self.tensor_scale[:, None, None],
+        )
+
+    @torch.no_grad()
+    def fit_scales(self, scalars: Tensor, vectors: Tensor | None = None, tensors: Tensor | None = None) -> None:
+        """Set the scales so that features (without them) are of order one: mean square length 1 for each kind."""
+        for scale, features in (
+            (self.scalar_scale, scalars),
+            (self.vector_scale, vectors),
+            (self.tensor_scale, tensors),
+        ):
+            if features is not None and len(scale):
+                # one factor for all channels of a kind: which of them are small is what the model has learned
+                size = (features.square().sum() / max(len(features) * len(scale), 1)).sqrt()
+                scale.fill_(1.0 / float(size.clamp(min=1e-6)))
+
+
+def probe(elements: Sequence[int], cutoff: float) -> AtomicBatch:
+    """Make a cluster of all elements within a cutoff (Å), to compare two models with, in double precision."""
+    generator = torch.Generator().manual_seed(0)
+    count = 2 * len(elements) + 2
+    # at the density of a solid, however many the elements
+    width = 0.5 * cutoff * max(1.0, (count / 8.0) ** (1.0 / 3.0))
+    return find_neighbors(
+        AtomicBatch(
+            positions=width * torch.randn(count, 3, generator=generator, dtype=torch.float64),
+            numbers=torch.tensor(elements)[torch.arange(count) % len(elements)],
+            cell=torch.zeros(1, 3, 3, dtype=torch.float64),
+            pbc=torch.zeros(1, 3, dtype=torch.bool),
+            system=torch.zeros(count, dtype=torch.int64),
+        ),
+        cutoff,
+    )
+
+
+def check_copy(kind: str, mine: Tensor, theirs: Tensor) -> None:
+    """Compare the energies (eV) of an adapter and of its model on a `probe`.
+
+    Raises
+    ------
+    ValueError
+        If they differ: settings of the model that were not seen show so.
+    """
+    if not bool(((mine - theirs).abs() <= _AGREEMENT * (1.0 + theirs.abs())).all()):
+        raise ValueError(
+            f"this {kind} model cannot be rebuilt from its settings: energies differ by up to "
+            f"{float((mine - theirs).abs().max()):.3g} eV; it has an option that the adapter does not know"
+        )
 
 
 def columns_of(layers: Sequence[Any]) -> dict[str, list[int]]:

@@ -9,13 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from farfield.atoms.batch import AtomicBatch
-from farfield.atoms.neighbors import find_neighbors
-from farfield.hosts.base import HostBackbone, columns_of, traceless_from_l2
+from farfield.hosts.base import HostBackbone, check_copy, columns_of, probe, traceless_from_l2
 from farfield.hosts.mace_models import as_scale_shift, build, importing, load_weights, settings_of
 from farfield.potentials.features import Features
-
-#: Largest disagreement of a model and its adapter's copy (eV, relative above 1 eV) on a probe; it is rounding only.
-_AGREEMENT = 1e-5
 
 
 class MACEBackbone(HostBackbone):
@@ -51,9 +47,6 @@ class MACEBackbone(HostBackbone):
     """
 
     host: Any
-    scalar_scale: Tensor
-    vector_scale: Tensor
-    tensor_scale: Tensor
     scalar_index: Tensor
     vector_index: Tensor
     tensor_index: Tensor
@@ -119,14 +112,7 @@ class MACEBackbone(HostBackbone):
         columns = columns_of([product.linear.irreps_out for product in self.host.products])
         for name, found in columns.items():
             self.register_buffer(f"{name}_index", torch.tensor(found, dtype=torch.int64), persistent=False)
-        self.n_scalars, self.n_vectors, self.n_tensors = (
-            len(columns["scalar"]),
-            len(columns["vector"]) // 3,
-            len(columns["tensor"]) // 5,
-        )
-        self.register_buffer("scalar_scale", torch.ones(self.n_scalars, dtype=torch.float64))
-        self.register_buffer("vector_scale", torch.ones(self.n_vectors, dtype=torch.float64))
-        self.register_buffer("tensor_scale", torch.ones(self.n_tensors, dtype=torch.float64))
+        self.set_widths(len(columns["scalar"]), len(columns["vector"]) // 3, len(columns["tensor"]) // 5)
 
     def config(self) -> dict[str, Any]:
         """Arguments that rebuild the module."""
@@ -185,20 +171,7 @@ class MACEBackbone(HostBackbone):
             If the batch has no neighbours, or only nearer ones, or (seen on the CPU) unknown elements.
         """
         energies, features = self._run(self.host, batch)
-        return self._features(batch, energies, features)
-
-    def _features(self, batch: AtomicBatch, energies: Tensor, features: Tensor, *first: Tensor) -> Features:
-        """Features from what the host gives, some scalars put before its own."""
-        atoms = batch.n_atoms
-        scalars = features[:, self.scalar_index] * self.scalar_scale
-        vectors = features[:, self.vector_index].reshape(atoms, self.n_vectors, 3) * self.vector_scale[:, None]
-        tensors = features[:, self.tensor_index].reshape(atoms, self.n_tensors, 5) * self.tensor_scale[:, None]
-        return Features(
-            energy=batch.sum_over_atoms(energies),
-            scalars=torch.cat([*first, scalars], dim=1) if first else scalars,
-            vectors=vectors if self.n_vectors else None,
-            tensors=traceless_from_l2(tensors) if self.n_tensors else None,
-        )
+        return self.scaled(batch.sum_over_atoms(energies), *self._kinds(features))
 
     @torch.no_grad()
     def calibrate(self, batch: AtomicBatch, force_scale: float = 1.0) -> None:
@@ -213,15 +186,13 @@ class MACEBackbone(HostBackbone):
                 block.avg_num_neighbors.fill_(max(count, 1.0))
             self.host.scale_shift.scale.fill_(force_scale)
         _, features = self._run(self.host, batch)
-        for index, scale, width in (
-            (self.scalar_index, self.scalar_scale, 1),
-            (self.vector_index, self.vector_scale, 3),
-            (self.tensor_index, self.tensor_scale, 5),
-        ):
-            if len(scale):
-                # one factor for all channels of a kind: which of them are small is what the model has learned
-                size = features[:, index].square().mean().mul(width).sqrt()
-                scale.fill_(1.0 / float(size.clamp(min=1e-6)))
+        self.fit_scales(*self._kinds(features))
+
+    def _kinds(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scalars, vectors and tensors of the features of all layers."""
+        vectors = features[:, self.vector_index].reshape(len(features), self.n_vectors, 3)
+        tensors = features[:, self.tensor_index].reshape(len(features), self.n_tensors, 5)
+        return features[:, self.scalar_index], vectors, traceless_from_l2(tensors)
 
     def _run(self, host: Any, batch: AtomicBatch) -> tuple[Tensor, Tensor]:
         """Energies (atoms,) and features of all layers, in e3nn's order, of the host or another of its kind."""
@@ -246,22 +217,8 @@ class MACEBackbone(HostBackbone):
 
     def _check_copy(self, source: nn.Module) -> None:
         """Compare with the model on a probe of all its elements: settings that were not seen would show there."""
-        generator = torch.Generator().manual_seed(0)
-        count = 2 * len(self.elements) + 2
-        batch = AtomicBatch(
-            positions=0.5 * self.cutoff * torch.randn(count, 3, generator=generator, dtype=torch.float64),
-            numbers=torch.tensor(self.elements)[torch.arange(count) % len(self.elements)],
-            cell=torch.zeros(1, 3, 3, dtype=torch.float64),
-            pbc=torch.zeros(1, 3, dtype=torch.bool),
-            system=torch.zeros(count, dtype=torch.int64),
-        )
-        batch = find_neighbors(batch, self.cutoff)
+        batch = probe(self.elements, self.cutoff)
         with torch.no_grad():
             mine, _ = self._run(self.host, batch)
             theirs, _ = self._run(source, batch)
-            theirs = theirs - torch.tensor([self.reference_energies[int(z)] for z in batch.numbers])
-        if not bool(((mine - theirs).abs() <= _AGREEMENT * (1.0 + theirs.abs())).all()):
-            raise ValueError(
-                "this MACE model cannot be rebuilt from its settings: energies differ by up to "
-                f"{float((mine - theirs).abs().max()):.3g} eV; it has an option that the adapter does not know"
-            )
+        check_copy("MACE", mine, theirs - torch.tensor([self.reference_energies[int(z)] for z in batch.numbers]))

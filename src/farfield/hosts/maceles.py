@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -57,7 +58,8 @@ class MACELESBackbone(MACEBackbone):
     def forward(self, batch: AtomicBatch) -> Features:
         """Energy without `reference_energies` (eV) and features; raises as `MACEBackbone.forward`."""
         energies, features = self._run(self.host, batch)
-        return self._features(batch, energies, features, self._charges(features))
+        found = self.scaled(batch.sum_over_atoms(energies), *self._kinds(features))
+        return replace(found, scalars=torch.cat([self._charges(features), found.scalars], dim=1))
 
     def _charges(self, features: Tensor) -> Tensor:
         """Latent charges (e), shape (atoms, 1), from the features of all layers."""

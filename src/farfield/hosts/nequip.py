@@ -11,14 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from farfield.atoms.batch import AtomicBatch
-from farfield.atoms.neighbors import find_neighbors
 from farfield.hosts import nequip_models
-from farfield.hosts.base import HostBackbone, traceless_from_l2
+from farfield.hosts.base import HostBackbone, check_copy, probe, traceless_from_l2
 from farfield.hosts.nequip_features import HostFeatures
 from farfield.potentials.features import Features
-
-#: Largest disagreement of a model and its adapter's copy (eV, relative above 1 eV) on a probe; it is rounding only.
-_AGREEMENT = 1e-5
 
 
 class NequIPFamily(HostBackbone):
@@ -37,23 +33,13 @@ class NequIPFamily(HostBackbone):
     #: Name of the host.
     name: str
     host: Any
-    scalar_scale: Tensor
-    vector_scale: Tensor
-    tensor_scale: Tensor
 
     def __init__(self, elements: Sequence[int], cutoff: float, options: Mapping[str, Any]) -> None:
         super().__init__(elements, cutoff)
         with nequip_models.importing(self.name):
             self.host = nequip_models.build(self._builder(), self.elements, self.cutoff, options)
         self.features = HostFeatures(nequip_models.parts_of(self.host))
-        self.n_scalars, self.n_vectors, self.n_tensors = (
-            self.features.n_scalars,
-            self.features.n_vectors,
-            self.features.n_tensors,
-        )
-        self.register_buffer("scalar_scale", torch.ones(self.n_scalars, dtype=torch.float64))
-        self.register_buffer("vector_scale", torch.ones(self.n_vectors, dtype=torch.float64))
-        self.register_buffer("tensor_scale", torch.ones(self.n_tensors, dtype=torch.float64))
+        self.set_widths(self.features.n_scalars, self.features.n_vectors, self.features.n_tensors)
         self._config: dict[str, Any] = {}
 
     @staticmethod
@@ -125,13 +111,7 @@ class NequIPFamily(HostBackbone):
             If the batch has no neighbours, or only nearer ones, or (seen on the CPU) unknown elements.
         """
         data = self._run(self.host, batch)
-        scalars, vectors, tensors = self.features(data)
-        return Features(
-            energy=batch.sum_over_atoms(data["atomic_energy"][:, 0]),
-            scalars=scalars * self.scalar_scale,
-            vectors=vectors * self.vector_scale[:, None] if self.n_vectors else None,
-            tensors=traceless_from_l2(tensors * self.tensor_scale[:, None]) if self.n_tensors else None,
-        )
+        return self.scaled(batch.sum_over_atoms(data["atomic_energy"][:, 0]), *self._kinds(data))
 
     @torch.no_grad()
     def calibrate(self, batch: AtomicBatch, force_scale: float = 1.0) -> None:
@@ -145,12 +125,12 @@ class NequIPFamily(HostBackbone):
             for norm in nequip_models.norms_of(self.host).values():
                 norm.norm_const.fill_(count**-0.5)
             self.host.per_type_energy_scale_shift.scales.fill_(force_scale)
-        scales = (self.scalar_scale, self.vector_scale, self.tensor_scale)
-        for values, scale in zip(self.features(self._run(self.host, batch)), scales, strict=True):
-            if len(scale):
-                # one factor for all channels of a kind: which of them are small is what the model has learned
-                size = values.square().mean() * (1 if values.ndim == 2 else values.shape[-1])
-                scale.fill_(1.0 / float(size.sqrt().clamp(min=1e-6)))
+        self.fit_scales(*self._kinds(self._run(self.host, batch)))
+
+    def _kinds(self, data: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Scalars, vectors and tensors of nequip's dictionary."""
+        scalars, vectors, tensors = self.features(data)
+        return scalars, vectors, traceless_from_l2(tensors)
 
     def _run(self, host: Any, batch: AtomicBatch) -> dict[str, Tensor]:
         """Run an energy model; return nequip's dictionary, with atomic energies and features."""
@@ -171,24 +151,10 @@ class NequIPFamily(HostBackbone):
 
     def _check_copy(self, source: nn.Module) -> None:
         """Compare with the model on a probe of all its elements: settings that were not seen would show there."""
-        generator = torch.Generator().manual_seed(0)
-        count = 2 * len(self.elements) + 2
-        batch = AtomicBatch(
-            positions=0.5 * self.cutoff * torch.randn(count, 3, generator=generator, dtype=torch.float64),
-            numbers=torch.tensor(self.elements)[torch.arange(count) % len(self.elements)],
-            cell=torch.zeros(1, 3, 3, dtype=torch.float64),
-            pbc=torch.zeros(1, 3, dtype=torch.bool),
-            system=torch.zeros(count, dtype=torch.int64),
-        )
-        batch = find_neighbors(batch, self.cutoff)
+        batch = probe(self.elements, self.cutoff)
         with torch.no_grad():
             mine, theirs = (self._run(model, batch)["atomic_energy"][:, 0] for model in (self.host, source))
-            theirs = theirs - torch.tensor([self.reference_energies[int(z)] for z in batch.numbers])
-        if not bool(((mine - theirs).abs() <= _AGREEMENT * (1.0 + theirs.abs())).all()):
-            raise ValueError(
-                f"this {self.name} model cannot be rebuilt from its settings: energies differ by up to "
-                f"{float((mine - theirs).abs().max()):.3g} eV; it has an option that the adapter does not know"
-            )
+        check_copy(self.name, mine, theirs - torch.tensor([self.reference_energies[int(z)] for z in batch.numbers]))
 
 
 class NequIPBackbone(NequIPFamily):

@@ -63,6 +63,8 @@ HOSTS = {
     info.name: info
     for info in (
         HostInfo("mace", "mace-torch", "mace", "0.3.16", ("scalars", "vectors", "tensors", "stress")),
+        HostInfo("chgnet", "chgnet", "chgnet", "0.4.2", ("scalars", "stress", "pretrained weights")),
+        HostInfo("matgl", "matgl", "matgl", "4.1.2", ("scalars", "vectors", "tensors", "stress")),
         HostInfo(
             "allegro",
             "nequip-allegro",
@@ -79,6 +81,14 @@ HOSTS = {
             "2.1.1",
             obstacle="version 2.1.1 demands a sympy older than torch 2.13 does, so that the two cannot be imported "
             "together",
+        ),
+        HostInfo(
+            "sevenn",
+            "sevenn",
+            "sevenn",
+            "0.13.0",
+            obstacle="models that come with version 0.13.0 tell a molecule from its mirror image (features of SO(3), "
+            "not of O(3)), and a model does not carry the settings that rebuild it",
         ),
     )
 }

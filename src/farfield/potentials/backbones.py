@@ -10,10 +10,12 @@ from typing import Any
 #: tree that is not installed, and installations from before one of them was there.
 OURS = {
     "cace": "farfield.potentials.cace:CACE",
+    "chgnet": "farfield.hosts.chgnet:CHGNetBackbone",
     "mace": "farfield.hosts.mace:MACEBackbone",
     "maceles": "farfield.hosts.maceles:MACELESBackbone",
     "nequip": "farfield.hosts.nequip:NequIPBackbone",
     "allegro": "farfield.hosts.allegro:AllegroBackbone",
+    "matgl": "farfield.hosts.matgl:MatGLBackbone",
 }
 
 
