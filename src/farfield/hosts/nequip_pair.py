@@ -158,7 +158,7 @@ class LongRangeEnergy(GraphModuleMixin, nn.Module):
 def _watch() -> None:
     """From now on tell each `LongRangeEnergy` which model it is put into."""
 
-    def joined(parent: nn.Module, name: str, child: nn.Module) -> None:
+    def joined(parent: nn.Module, name: str, child: nn.Module | None) -> None:
         if isinstance(child, LongRangeEnergy) and "edge_norm" in dict(parent.named_children()):
             child.join(parent)
 
