@@ -148,7 +148,7 @@ class MatGLBackbone(HostBackbone):
         if head is not None:
             raise ValueError(f"`head` is {head!r} but models of MatGL have one energy: leave it out")
         with importing():
-            network, scale, shift, references = _parts(model)
+            network, scale, shift, references = parts_of(model)
             given = _settings(network)
             # features that a call has left behind belong to its graph, and cannot be copied
             source: Any = copy.deepcopy(network, {id(network.feature_dict): {}}).cpu().double().eval()
@@ -301,7 +301,7 @@ def _networks() -> dict[str, Any]:
     return {name: getattr(matgl.models, name) for name in _READERS}
 
 
-def _parts(model: Any) -> tuple[Any, float, float, list[float] | None]:
+def parts_of(model: Any) -> tuple[Any, float, float, list[float] | None]:
     """Network, scale and shift of its energy, and energies of its elements (eV), of a potential or a bare network."""
     from matgl.apps.pes import Potential
 
@@ -328,7 +328,8 @@ def _settings(network: Any) -> dict[str, Any]:
     names = {cls: name for name, cls in _networks().items()}
     if type(network) not in names:
         raise ValueError(
-            f"`model` is a {type(network).__name__} but must be one of {', '.join(_READERS)}, or a Potential of one"
+            f"`model` is a {type(network).__name__} but must be one of {', '.join(_READERS)}, or a Potential of one; "
+            "farfield.hosts.matgl_training.potential_of takes one that has a far field already"
         )
     given = network._init_args
     known = inspect.signature(type(network)).parameters
