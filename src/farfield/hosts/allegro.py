@@ -48,7 +48,7 @@ class AllegroBackbone(NequIPFamily):
         If an argument is out of its range.
     """
 
-    name = "allegro"
+    host_name = "allegro"
 
     def __init__(
         self,

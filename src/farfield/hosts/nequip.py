@@ -31,12 +31,12 @@ class NequIPFamily(HostBackbone):
     """
 
     #: Name of the host.
-    name: str
+    host_name: str
     host: Any
 
     def __init__(self, elements: Sequence[int], cutoff: float, options: Mapping[str, Any]) -> None:
         super().__init__(elements, cutoff)
-        with nequip_models.importing(self.name):
+        with nequip_models.importing(self.host_name):
             self.host = nequip_models.build(self._builder(), self.elements, self.cutoff, options)
         self.features = HostFeatures(nequip_models.parts_of(self.host))
         self.set_widths(self.features.n_scalars, self.features.n_vectors, self.features.n_tensors)
@@ -67,7 +67,7 @@ class NequIPFamily(HostBackbone):
 
         Where it has several, ``head`` names one.
         """
-        with nequip_models.importing(cls.name):
+        with nequip_models.importing(cls.host_name):
             return nequip_models.read(path, head)
 
     @classmethod
@@ -87,7 +87,7 @@ class NequIPFamily(HostBackbone):
             If the model is of another kind, or cannot be rebuilt from its settings.
         """
         dtype = next(model.parameters()).dtype
-        with nequip_models.importing(cls.name):
+        with nequip_models.importing(cls.host_name):
             inner: Any = getattr(model, "model", model)
             source = copy.deepcopy(getattr(inner, "func", inner)).cpu().double()
             nequip_models.match_dtype(source, torch.float64)
@@ -96,7 +96,7 @@ class NequIPFamily(HostBackbone):
             try:
                 self.host.load_state_dict(weights)
             except RuntimeError as error:
-                raise ValueError(f"this {cls.name} model cannot be rebuilt from its settings: {error}") from error
+                raise ValueError(f"this {cls.host_name} model cannot be rebuilt from its settings: {error}") from error
             self.reference_energies = dict(zip(self.elements, shifts, strict=True))
             self._check_copy(source)
         self.pretrained = True
@@ -154,7 +154,8 @@ class NequIPFamily(HostBackbone):
         batch = probe(self.elements, self.cutoff)
         with torch.no_grad():
             mine, theirs = (self._run(model, batch)["atomic_energy"][:, 0] for model in (self.host, source))
-        check_copy(self.name, mine, theirs - torch.tensor([self.reference_energies[int(z)] for z in batch.numbers]))
+            theirs = theirs - torch.tensor([self.reference_energies[int(z)] for z in batch.numbers])
+        check_copy(self.host_name, mine, theirs)
 
 
 class NequIPBackbone(NequIPFamily):
@@ -193,7 +194,7 @@ class NequIPBackbone(NequIPFamily):
         If an argument is out of its range.
     """
 
-    name = "nequip"
+    host_name = "nequip"
 
     def __init__(
         self,
