@@ -39,6 +39,17 @@ from farfield.training import train
 BACKBONES: dict[str, dict[str, Any]] = {
     "cace": {"kind": "cace", "cutoff": 4.5, "max_nu": 3, "n_layers": 1},
     "mace": {"host": "mace", "cutoff": 4.5, "hidden_irreps": "32x0e+32x1o", "max_ell": 2, "correlation": 2},
+    "nequip": {"host": "nequip", "cutoff": 4.5, "num_layers": 2, "l_max": 1, "num_features": 32},
+    "allegro": {"host": "allegro", "cutoff": 4.5, "num_layers": 1, "l_max": 1, "num_scalar_features": 64},
+    "chgnet": {
+        "host": "chgnet",
+        "cutoff": 4.5,
+        "n_conv": 2,
+        "atom_fea_dim": 32,
+        "bond_fea_dim": 32,
+        "angle_fea_dim": 32,
+    },
+    "matgl": {"host": "matgl", "architecture": "TensorNet", "cutoff": 4.5, "units": 32, "nblocks": 1},
 }
 
 VARIANTS: dict[str, dict[str, Any] | None] = {
