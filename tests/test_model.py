@@ -428,3 +428,14 @@ def test_a_model_does_not_freeze_its_potential():
     assert "long-range" in repr(model)
     assert not model.potential.training
     assert all(p.requires_grad for p in model.potential.parameters())
+
+
+def test_charged_cells_are_not_repeated_where_atoms_feel_the_total_charge(salt):
+    model = small_model(total_charge="feature")
+    for ask in (
+        lambda charge: model.compute(salt, "born_charges", exact=True, total_charge=charge),
+        lambda charge: model.forces_in_field(salt, [0.1, 0.0, 0.0], exact=True, total_charge=charge),
+    ):
+        ask(0.0)
+        with pytest.raises(ValueError, match="`exact` repeats periodic cells"):
+            ask(1.0)

@@ -49,6 +49,7 @@ class SomebodysModel(nn.Module):
 # `HostBackbone` finds edges and species. What matters: the host gets
 # ``batch.positions`` and ``edges.shifts``, which depend on the cell, and is asked for
 # no forces. These are made of the whole energy afterwards, so that they are exact.
+# Arguments beside elements and cutoff, for model files, go to ``self._config``.
 
 
 class SomebodysBackbone(HostBackbone):
@@ -65,13 +66,6 @@ class SomebodysBackbone(HostBackbone):
         out = self.host(batch.positions, self.species(batch), pairs, edges.shifts)
         energy = batch.sum_over_atoms(out["node_energy"])
         return Features(energy=energy, scalars=out["node_feats"])
-
-    def config(self) -> dict:
-        return {"elements": self.elements, "cutoff": self.cutoff}
-
-    @classmethod
-    def from_config(cls, config: dict) -> "SomebodysBackbone":
-        return cls(**config)
 
 
 # %%

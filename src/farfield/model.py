@@ -438,9 +438,7 @@ class Model:
             if name not in ENERGETIC and not self.is_long_range:
                 raise ValueError(f"{name!r} needs charges, but this model has no long-range part")
         batch = self._in_field(self.as_batch(structures, total_charge), external_field)
-        if exact:
-            self._check_repeatable(batch)
-        born = self._born_options({"harmonics": harmonics, "fit": fit, "mean": mean, "exact": exact})
+        born = self._born_options(batch, {"harmonics": harmonics, "fit": fit, "mean": mean, "exact": exact})
         found: dict[str, list[Tensor]] = {name: [] for name in properties}
         for part in chunks(batch, max_atoms):
             chunk = with_neighbors(self.potential, part)
@@ -479,7 +477,7 @@ class Model:
         """
         batch = self.potential.add_neighbors(self.as_batch(structures, total_charge))
         scale = self.scale(batch, options.pop("epsilon_infinity", None))
-        options = self._born_options(options)
+        options = self._born_options(batch, options)
         return forces_in_field(self, batch, torch.as_tensor(field), scale=scale, **options).detach()
 
     def _check_repeatable(self, batch: AtomicBatch) -> None:
@@ -493,8 +491,10 @@ class Model:
                 "that of a charged supercell is another one: compare a few values of `harmonics` instead"
             )
 
-    def _born_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def _born_options(self, batch: AtomicBatch, given: Mapping[str, Any]) -> dict[str, Any]:
         """Options of Born charges: those given, else those that the model was made with."""
+        if given.get("exact"):
+            self._check_repeatable(batch)
         far = self.potential.long_range
         own = {} if far is None else far.born_options
         return {**own, **{name: value for name, value in given.items() if value is not None}}

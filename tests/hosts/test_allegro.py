@@ -10,15 +10,13 @@ from typing import Any
 import pytest
 import torch
 from host_laws import HostLaws, mixed
-from nequip_native import energy_by_nequip, graph_model
-from potential_structures import joined
+from nequip_native import augmented_with_its_energy, energy_by_nequip, graph_model
 from small_training import small_config, write_clusters
 from torch import Tensor, nn
 
 if os.environ.get("FARFIELD_HOST") != "rest":  # its session must not pass by skipping
     pytest.importorskip("allegro")
 
-from farfield import augment
 from farfield.atoms.batch import AtomicBatch
 from farfield.atoms.neighbors import find_neighbors
 from farfield.hosts.allegro import AllegroBackbone
@@ -87,16 +85,7 @@ class TestAllegro(HostLaws):
     ids=lambda changes: " ".join(changes),
 )
 def test_variants_of_allegro_keep_their_energy(changes: dict[str, Any]) -> None:
-    model = make(**changes)
-    potential = augment(model)
-    single = changes.get("model_dtype") == "float32"
-    assert potential.dtype == (torch.float32 if single else torch.float64)
-    batch = joined(mixed(), 3.0)
-    expected = energy_by_nequip(model, batch)
-    tolerance = 1e-5 if single else 1e-9
-    found = potential(batch.to(dtype=potential.dtype))
-    energy = found.energy - found.long_range_energy
-    torch.testing.assert_close(energy, expected.double(), rtol=tolerance, atol=tolerance)
+    potential = augmented_with_its_energy(make(**changes), changes.get("model_dtype") == "float32")
     layers = changes.get("num_layers", 3)
     assert potential.backbone.n_scalars == 6 * (layers + 1)
     # the harmonics, and what all layers but the last make of them

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from host_laws import HostLaws, mixed
+from host_laws import HostLaws, deformable, mixed
 from potential_structures import joined
 from small_training import write_clusters
 from torch import Tensor
@@ -33,10 +33,7 @@ with importing():
     from torch_geometric.data import Batch, Data
 
 GPA = 160.21766208
-FAR: dict[str, Any] = {
-    "dipoles": True, "quadrupoles": True, "induced_dipoles": True, "charge_scale": 0.5, "polarizability_scale": 0.01,
-    "accuracy": 1e-6, "total_charge": "constraint", "charge": 1.0,
-}  # fmt: skip
+FAR: dict[str, Any] = {**HostLaws.far, "charge_scale": 0.5, "accuracy": 1e-6, "charge": 1.0}
 BACKBONES: dict[str, dict[str, Any]] = {
     "TensorNet": {"units": 6, "num_rbf": 5, "nblocks": 1},
     "M3GNet": {
@@ -108,16 +105,11 @@ def test_forces_and_stress_of_matgl_are_slopes_of_the_whole_energy(potential: An
     _, forces, stress, _ = potential(graphs, lattices)
     near = around(network(architecture), data_std=1e-3)(graphs, lattices)[1]
     assert (forces - near).norm() > 2.0 * near.norm()  # the long range dominates
-    generator = torch.Generator().manual_seed(0)
-    move = torch.randn(batch.positions.shape, generator=generator, dtype=torch.float64)
-    strain = torch.randn(3, 3, generator=generator, dtype=torch.float64)
-    strain = strain + strain.T
+    move, strain, deformed = deformable(batch)
 
     def energy(shift: float, stretch: float) -> Tensor:
-        deform = torch.eye(3, dtype=torch.float64) + stretch * strain
-        moved = batch.replace(positions=(batch.positions + shift * move) @ deform, cell=batch.cell @ deform)
         with torch.enable_grad():
-            return potential(*graphs_of(moved))[0].detach()
+            return potential(*graphs_of(deformed(shift, stretch)))[0].detach()
 
     by_forces = -batch.sum_over_atoms(forces * move).sum(1)
     torch.testing.assert_close(by_forces, HostLaws.slope_of(lambda step: energy(step, 0.0)), rtol=1e-6, atol=1e-6)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from host_laws import HostLaws, mixed
+from host_laws import HostLaws, deformable, mixed
 from nequip_native import graph_model, inputs_of
 from potential_structures import joined
 from small_training import write_clusters
@@ -25,10 +25,7 @@ from farfield.hosts.nequip_pair import LongRangeEnergy, potential_of
 from farfield.model import Model
 
 PAIR = {"_target_": "farfield.hosts.nequip_pair.LongRangeEnergy"}
-FAR: dict[str, Any] = {
-    "dipoles": True, "quadrupoles": True, "induced_dipoles": True, "charge_scale": 0.5, "polarizability_scale": 0.01,
-    "accuracy": 1e-6, "total_charge": "constraint", "charge": 1.0,
-}  # fmt: skip
+FAR: dict[str, Any] = {**HostLaws.far, "charge_scale": 0.5, "accuracy": 1e-6, "charge": 1.0}
 COMMON: dict[str, Any] = {
     "avg_num_neighbors": 4.5, "per_type_energy_scales": 0.02,
     "per_type_energy_shifts": {"H": -1.0, "C": -7.0, "O": -3.0},
@@ -59,15 +56,10 @@ def test_forces_and_stress_of_nequip_are_slopes_of_the_whole_energy(model: nn.Mo
     del short.model.func.pair_potential
     short = short(inputs_of(batch))
     assert (found["forces"] - short["forces"]).norm() > 2.0 * short["forces"].norm()  # the long range dominates
-    generator = torch.Generator().manual_seed(0)
-    move = torch.randn(batch.positions.shape, generator=generator, dtype=torch.float64)
-    strain = torch.randn(3, 3, generator=generator, dtype=torch.float64)
-    strain = strain + strain.T
+    move, strain, deformed = deformable(batch)
 
     def energy(shift: float, stretch: float) -> Tensor:
-        deform = torch.eye(3, dtype=torch.float64) + stretch * strain
-        moved = batch.replace(positions=(batch.positions + shift * move) @ deform, cell=batch.cell @ deform)
-        return model.model.func(inputs_of(moved))["total_energy"][:, 0]
+        return model.model.func(inputs_of(deformed(shift, stretch)))["total_energy"][:, 0]
 
     by_forces = -batch.sum_over_atoms(found["forces"] * move).sum(1)
     slope = HostLaws.slope_of(lambda step: energy(step, 0.0))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,20 @@ def mixed() -> list[AtomicBatch]:
     systems = [molecule(6, 1), crystal(6, 2), crystal(5, 3, left_handed=True), slab, wire, molecule(1)]
     charge = torch.ones(1, dtype=torch.float64)
     return [system.replace(total_charge=charge) for system in systems]
+
+
+def deformable(batch: AtomicBatch) -> tuple[Tensor, Tensor, Callable[[float, float], AtomicBatch]]:
+    """A random direction for all atoms, a random symmetric strain, and the batch moved by so much of each."""
+    generator = torch.Generator().manual_seed(0)
+    move = torch.randn(batch.positions.shape, generator=generator, dtype=torch.float64)
+    strain = torch.randn(3, 3, generator=generator, dtype=torch.float64)
+    strain = strain + strain.T
+
+    def deformed(shift: float, stretch: float) -> AtomicBatch:
+        deform = torch.eye(3, dtype=torch.float64) + stretch * strain
+        return batch.replace(positions=(batch.positions + shift * move) @ deform, cell=batch.cell @ deform)
+
+    return move, strain, deformed
 
 
 class HostLaws:
@@ -92,20 +107,14 @@ class HostLaws:
         assert found.long_range_energy[:-1].abs().min() > 0.05
         short = AugmentedPotential(potential.backbone).predict(batch).forces
         assert (found.forces - short).norm() > 2.0 * short.norm()  # the long range dominates
-        move = torch.randn(batch.positions.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        slope = self.slope_of(lambda step: potential(batch.replace(positions=batch.positions + step * move)).energy)
+        move, _, deformed = deformable(batch)
+        slope = self.slope_of(lambda step: potential(deformed(step, 0.0)).energy)
         torch.testing.assert_close(-batch.sum_over_atoms(found.forces * move).sum(1), slope, rtol=1e-6, atol=1e-6)
 
     def test_stress_is_the_slope_in_strain(self, potential, batch) -> None:
         stress = potential.predict(batch, stress=True).stress
-        strain = torch.randn(3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        strain = strain + strain.T
-
-        def energy(step: float) -> Tensor:
-            deform = torch.eye(3, dtype=torch.float64) + step * strain
-            return potential(batch.replace(positions=batch.positions @ deform, cell=batch.cell @ deform)).energy
-
-        slope, full = self.slope_of(energy), batch.pbc.all(-1)
+        _, strain, deformed = deformable(batch)
+        slope, full = self.slope_of(lambda step: potential(deformed(0.0, step)).energy), batch.pbc.all(-1)
         volume = torch.linalg.det(batch.cell).abs()
         torch.testing.assert_close(
             (stress * strain).sum((1, 2))[full] * volume[full], slope[full], rtol=1e-6, atol=1e-6

@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from host_laws import mixed
+from potential_structures import joined
 from torch import Tensor, nn
 
+from farfield import augment
 from farfield.atoms.batch import AtomicBatch
+from farfield.potentials.augmented import AugmentedPotential
 
 
 @contextmanager
@@ -88,3 +92,16 @@ def inputs_of(batch: AtomicBatch, numbers: tuple[int, ...] = (1, 6, 8)) -> dict[
 def energy_by_nequip(model: nn.Module, batch: AtomicBatch) -> Tensor:
     """Energies as nequip's energy model gives them."""
     return model.model.func(inputs_of(batch))["total_energy"][:, 0]
+
+
+def augmented_with_its_energy(model: nn.Module, single: bool) -> AugmentedPotential:
+    """Augment a model, and make sure that the short range keeps precision and energy."""
+    potential = augment(model)
+    assert potential.dtype == (torch.float32 if single else torch.float64)
+    batch = joined(mixed(), 3.0)
+    expected = energy_by_nequip(model, batch)
+    tolerance = 1e-5 if single else 1e-9
+    found = potential(batch.to(dtype=potential.dtype))
+    energy = found.energy - found.long_range_energy
+    torch.testing.assert_close(energy, expected.double(), rtol=tolerance, atol=tolerance)
+    return potential

@@ -35,6 +35,22 @@ class Neighbors:
     cutoff: float
     max_count: int
 
+    @classmethod
+    def of_pairs(
+        cls,
+        i: Int[Tensor, " pairs"],
+        j: Int[Tensor, " pairs"],
+        shifts: Int[Tensor, "pairs 3"],
+        cutoff: float,
+        *,
+        is_sorted: bool = True,
+    ) -> Neighbors:
+        """Make a list of pairs; those that are not sorted by centre are put in that order."""
+        if not is_sorted:
+            order = i.argsort(stable=True)
+            i, j, shifts = i[order], j[order], shifts[order]
+        return cls(i, j, shifts, float(cutoff), max_count=int(torch.bincount(i).max()) if len(i) else 0)
+
     def to(self, device: torch.device | str | None = None) -> Neighbors:
         """Return the list on another device."""
         return dataclasses.replace(self, i=self.i.to(device), j=self.j.to(device), shifts=self.shifts.to(device))

@@ -46,16 +46,11 @@ def find_neighbors(batch: AtomicBatch, cutoff: float) -> AtomicBatch:
 
     device = batch.positions.device
     i = np.concatenate(parts_i) if parts_i else np.zeros(0, dtype=np.int64)
-    neighbors = Neighbors(
-        i=torch.from_numpy(i).to(device),
-        j=torch.from_numpy(np.concatenate(parts_j) if parts_j else i).to(device),
-        shifts=torch.from_numpy(np.concatenate(parts_shifts) if parts_shifts else np.zeros((0, 3), np.int64)).to(
-            device
-        ),
-        cutoff=float(cutoff),
-        max_count=int(np.bincount(i).max()) if len(i) else 0,
-    )
-    return batch.replace(neighbors=neighbors)
+    j = np.concatenate(parts_j) if parts_j else i
+    shifts = np.concatenate(parts_shifts) if parts_shifts else np.zeros((0, 3), np.int64)
+    # counted where the pairs are found: elsewhere it would wait for the device
+    found = Neighbors.of_pairs(torch.from_numpy(i), torch.from_numpy(j), torch.from_numpy(shifts), cutoff)
+    return batch.replace(neighbors=found.to(device))
 
 
 def with_neighbors(batch: AtomicBatch, cutoff: float) -> AtomicBatch:

@@ -204,14 +204,8 @@ def split_systems(batch: AtomicBatch) -> list[AtomicBatch]:
         neighbors = None
         if pairs is not None and owner is not None:
             mine = owner == index
-            i = pairs.i[mine] - start
-            neighbors = Neighbors(
-                i=i,
-                j=pairs.j[mine] - start,
-                shifts=pairs.shifts[mine],
-                cutoff=pairs.cutoff,
-                max_count=int(torch.bincount(i).max()) if len(i) else 0,
-            )
+            i, j = pairs.i[mine] - start, pairs.j[mine] - start
+            neighbors = Neighbors.of_pairs(i, j, pairs.shifts[mine], pairs.cutoff)
         parts.append(
             AtomicBatch(
                 positions=batch.positions[atoms],

@@ -89,12 +89,4 @@ def in_order(pairs: Neighbors | None) -> Neighbors:
 
 
 def _selected(stored: Neighbors, keep: Tensor, cutoff: float) -> Neighbors:
-    i = stored.i[keep]
-    return dataclasses.replace(
-        stored,
-        i=i,
-        j=stored.j[keep],
-        shifts=stored.shifts[keep],
-        cutoff=float(cutoff),
-        max_count=int(torch.bincount(i).max()) if len(i) else 0,
-    )
+    return Neighbors.of_pairs(stored.i[keep], stored.j[keep], stored.shifts[keep], cutoff)

@@ -87,11 +87,10 @@ class AllegroBackbone(NequIPFamily):
     ) -> None:
         if radial not in ("bessel", "spline"):
             raise ValueError(f"`radial` is {radial!r} but must be 'bessel' or 'spline'")
-        degrees = range(l_max + 1)
-        harmonics = irreps_edge_sh or "+".join(f"1x{degree}{'eo'[degree % 2]}" for degree in degrees)
+        harmonics = irreps_edge_sh or nequip_models.harmonics_up_to(l_max)
         allowed = tensor_track_allowed_irreps
         if allowed is None:
-            allowed = "+".join(f"1x{d}{sign}" for d in degrees for sign in "eo") if parity else harmonics
+            allowed = "+".join(f"1x{d}{sign}" for d in range(l_max + 1) for sign in "eo") if parity else harmonics
         embedding: dict[str, Any] = {"num_splines": num_splines, "spline_span": spline_span}
         if radial == "bessel":
             embedding = {
@@ -119,7 +118,7 @@ class AllegroBackbone(NequIPFamily):
         target = {"bessel": "TwoBodyBesselScalarEmbed", "spline": "TwoBodySplineScalarEmbed"}[radial]
         embed = {"_target_": f"allegro.nn.{target}", **embedding}
         super().__init__(elements, cutoff, {**options, "radial_chemical_embed": embed})
-        self._config = {"elements": self.elements, "cutoff": self.cutoff, "radial": radial, **embedding, **options}
+        self._config |= {"radial": radial, **embedding, **options}
         self.receptive_radius = self.cutoff
 
     @staticmethod

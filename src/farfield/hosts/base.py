@@ -21,7 +21,7 @@ _AGREEMENT = 1e-5
 
 @dataclass(frozen=True, eq=False)
 class Edges:
-    """Pairs of a batch within a host's cutoff, each from either end.
+    """Pairs of a batch within a host's cutoff, each from either end, sorted by centre.
 
     ``shifts`` are the whole cell vectors, in Å and differentiable in the cell: the vector of a pair is
     ``positions[j] - positions[i] + shifts``. ``images`` are the same in units of the cell vectors.
@@ -41,9 +41,9 @@ class HostBackbone(nn.Module):
     """A potential of another package as a backbone (`farfield.potentials.features.Backbone`).
 
     An adapter adds: ``forward(batch)``, which gives `Features` whose energy leaves out `reference_energies`;
-    `from_host`; `config`, `from_config`. It hands ``batch.positions`` and the shifts of `edges` to the host and takes
-    no force of it, so that forces and stress are derivatives of the whole energy. The weights that it has are those of
-    the host, in its own ``state_dict``: a model file needs no pickle.
+    `from_host`; to ``self._config`` the arguments that it has beside those here. It hands ``batch.positions`` and the
+    shifts of `edges` to the host and takes no force of it, so that forces and stress are derivatives of the whole
+    energy. The weights that it has are those of the host, in its own ``state_dict``: a model file needs no pickle.
 
     Parameters
     ----------
@@ -75,9 +75,19 @@ class HostBackbone(nn.Module):
         self.cutoff = float(cutoff)
         self.reference_energies: dict[int, float] = {}
         self.pretrained = False
+        self._config: dict[str, Any] = {"elements": self.elements, "cutoff": self.cutoff}
         index = torch.full((119,), -1, dtype=torch.int64)
         index[torch.tensor(self.elements)] = torch.arange(len(self.elements))
         self.register_buffer("element_index", index, persistent=False)
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that rebuild the module."""
+        return dict(self._config)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """Rebuild the module from `config`, with fresh weights."""
+        return cls(**config)
 
     @classmethod
     def from_host(cls, model: nn.Module, *, head: str | None = None) -> Self:
@@ -154,11 +164,12 @@ class HostBackbone(nn.Module):
         """
         pairs = neighbors_within(batch, self.cutoff, f"the host's cutoff is {self.cutoff:g} Å")
         shifts = torch.einsum("ps,psc->pc", pairs.shifts.to(batch.cell.dtype), batch.cell[batch.system[pairs.i]])
+        found = Edges(pairs.i, pairs.j, shifts, pairs.shifts)
         if pairs.cutoff == self.cutoff:
-            return Edges(pairs.i, pairs.j, shifts, pairs.shifts)
+            return found
         # Some hosts do not end smoothly beyond their cutoff but rely on edges to end there.
         with torch.no_grad():
-            near = (batch.positions[pairs.j] - batch.positions[pairs.i] + shifts).norm(dim=1) < self.cutoff
+            near = found.vectors(batch.positions).norm(dim=1) < self.cutoff
         return Edges(pairs.i[near], pairs.j[near], shifts[near], pairs.shifts[near])
 
     # ---- scales of features, for adapters that use them --------------------------------------------------------------

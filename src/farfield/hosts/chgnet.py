@@ -123,7 +123,7 @@ class CHGNetBackbone(HostBackbone):
                 raise ValueError(
                     f"`{name}` is {norm!r} but must be 'layer' or None: others couple the systems of a batch"
                 )
-        self._config: dict[str, Any] = {
+        settings: dict[str, Any] = {
             "bond_graph_cutoff": float(bond_graph_cutoff), "atom_fea_dim": atom_fea_dim, "bond_fea_dim": bond_fea_dim,
             "angle_fea_dim": angle_fea_dim, "num_radial": num_radial, "num_angular": num_angular, "n_conv": n_conv,
             "atom_conv_hidden_dim": _plain(atom_conv_hidden_dim), "update_bond": update_bond,
@@ -135,21 +135,13 @@ class CHGNetBackbone(HostBackbone):
         with importing():
             from chgnet.model import CHGNet
 
-            self.host = CHGNet(composition_model=None, atom_graph_cutoff=self.cutoff, **self._config)
+            self.host = CHGNet(composition_model=None, atom_graph_cutoff=self.cutoff, **settings)
+        self._config |= settings
         self.bond_graph_cutoff = float(bond_graph_cutoff)
         self.receptive_radius = self.cutoff * n_conv
         self.set_widths(2 * atom_fea_dim)
         self.register_buffer("energy_scale", torch.ones((), dtype=torch.float64))
         self.double()
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that rebuild the module."""
-        return {"elements": self.elements, "cutoff": self.cutoff, **self._config}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Self:
-        """Rebuild the module from `config`, with fresh weights."""
-        return cls(**config)
 
     @classmethod
     def from_host(cls, model: nn.Module, *, head: str | None = None) -> Self:
@@ -350,8 +342,10 @@ def _undirected(edges: Edges, n_atoms: int) -> tuple[Tensor, Tensor]:
 
 
 def _angles(centers: Tensor, short: Tensor) -> tuple[Tensor, Tensor]:
-    """Ordered pairs of different short bonds that start at the same atom; ``short`` are places among the bonds."""
-    short = short[centers[short].argsort(stable=True)]
+    """Ordered pairs of different short bonds that start at the same atom; ``short`` are places among the bonds.
+
+    Bonds are sorted by centre.
+    """
     _, place, counts = centers[short].unique_consecutive(return_inverse=True, return_counts=True)
     partners = counts[place]
     starts = (counts.cumsum(0) - counts)[place]

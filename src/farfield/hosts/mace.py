@@ -87,8 +87,8 @@ class MACEBackbone(HostBackbone):
             raise ValueError(f"the model has several heads: set `head` to one of {list(heads)}")
         if head is not None and head not in heads:
             raise ValueError(f"`head` is {head!r} but must be one of {list(heads)}")
-        self._config: dict[str, Any] = {
-            "elements": self.elements, "cutoff": self.cutoff, "hidden_irreps": hidden_irreps,
+        self._config |= {
+            "hidden_irreps": hidden_irreps,
             "num_interactions": num_interactions,
             "correlation": correlation if isinstance(correlation, int) else list(correlation),
             "max_ell": max_ell, "num_bessel": num_bessel, "num_polynomial_cutoff": num_polynomial_cutoff,
@@ -113,15 +113,6 @@ class MACEBackbone(HostBackbone):
         for name, found in columns.items():
             self.register_buffer(f"{name}_index", torch.tensor(found, dtype=torch.int64), persistent=False)
         self.set_widths(len(columns["scalar"]), len(columns["vector"]) // 3, len(columns["tensor"]) // 5)
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that rebuild the module."""
-        return dict(self._config)
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Self:
-        """Rebuild the module from `config`, with fresh weights."""
-        return cls(**config)
 
     @classmethod
     def prepare(cls) -> None:

@@ -116,21 +116,13 @@ class MatGLBackbone(HostBackbone):
         if architecture == "SO3Net":
             self.host.embedding.padding_idx = None  # or the first element would never be trained
         self.architecture = architecture
-        self._settings = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
+        self._config |= {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
+        self._config["architecture"] = architecture
         layers, widths = _READERS[architecture][0](self.host)
         self.receptive_radius = self.cutoff * layers
         self.set_widths(*widths)
         self.register_buffer("energy_scale", torch.ones((), dtype=torch.float64))
         self.register_buffer("energy_shift", torch.zeros((), dtype=torch.float64))
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that rebuild the module."""
-        return {"elements": self.elements, "cutoff": self.cutoff, "architecture": self.architecture, **self._settings}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Self:
-        """Rebuild the module from `config`, with fresh weights."""
-        return cls(**config)
 
     @classmethod
     def from_host(cls, model: nn.Module, *, head: str | None = None) -> Self:
@@ -215,13 +207,13 @@ class MatGLBackbone(HostBackbone):
     def _run(self, host: Any, batch: AtomicBatch) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """Energies (systems,) and scalars, vectors, tensors, of the host or another of its kind."""
         edges = self.edges(batch)
-        order = edges.i.argsort(stable=True)  # triples are enumerated atom by atom
         graph = SimpleNamespace(
             node_type=self.species(batch),
             pos=batch.positions,
-            edge_index=torch.stack([edges.i, edges.j])[:, order],
-            pbc_offshift=edges.shifts[order],
-            pbc_offset=edges.images[order],
+            # sorted by centre, as they are: triples are enumerated atom by atom
+            edge_index=torch.stack([edges.i, edges.j]),
+            pbc_offshift=edges.shifts,
+            pbc_offset=edges.images,
             batch=batch.system,
             num_graphs=batch.n_systems,
         )

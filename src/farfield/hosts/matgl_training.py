@@ -127,7 +127,7 @@ class LongRangeModel(nn.Module, IOMixIn):
             charge = positions.new_full((systems,), self.charge)
         numbers = torch.tensor(self.backbone.elements, device=positions.device)
         i, j = g.edge_index.to(positions.device)
-        order = i.argsort(stable=True)
+        shifts = g.pbc_offset.to(positions.device).round().long()
         return AtomicBatch(
             positions=positions,
             numbers=numbers[g.node_type.to(positions.device)],
@@ -135,13 +135,7 @@ class LongRangeModel(nn.Module, IOMixIn):
             pbc=pbc.reshape(systems, 3).to(positions.device).bool(),
             system=system.to(positions.device),
             total_charge=None if charge is None else charge.reshape(systems).to(positions),
-            neighbors=Neighbors(
-                i=i[order],
-                j=j[order],
-                shifts=g.pbc_offset.to(positions.device)[order].round().long(),
-                cutoff=self.cutoff,
-                max_count=int(torch.bincount(i).max()) if len(i) else 0,
-            ),
+            neighbors=Neighbors.of_pairs(i, j, shifts, self.cutoff, is_sorted=False),
         )
 
 

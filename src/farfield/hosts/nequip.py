@@ -40,7 +40,6 @@ class NequIPFamily(HostBackbone):
             self.host = nequip_models.build(self._builder(), self.elements, self.cutoff, options)
         self.features = HostFeatures(nequip_models.parts_of(self.host))
         self.set_widths(self.features.n_scalars, self.features.n_vectors, self.features.n_tensors)
-        self._config: dict[str, Any] = {}
 
     @staticmethod
     def _builder() -> Any:
@@ -51,15 +50,6 @@ class NequIPFamily(HostBackbone):
     def _settings(parts: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments of the adapter for a model of the host."""
         raise NotImplementedError
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that rebuild the module."""
-        return dict(self._config)
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Self:
-        """Rebuild the module from `config`, with fresh weights."""
-        return cls(**config)
 
     @classmethod
     def read(cls, path: Path, head: str | None) -> nn.Module:
@@ -139,7 +129,7 @@ class NequIPFamily(HostBackbone):
             {
                 "pos": batch.positions,
                 "edge_index": torch.stack([edges.i, edges.j]),
-                "edge_vectors": batch.positions[edges.j] - batch.positions[edges.i] + edges.shifts,
+                "edge_vectors": edges.vectors(batch.positions),
                 "atom_types": self.species(batch),
             }
         )
@@ -229,7 +219,7 @@ class NequIPBackbone(NequIPFamily):
             [value] * len(layers) if isinstance(value, int) else list(value)
             for value in (radial_mlp_depth, radial_mlp_width)
         )
-        harmonics = irreps_edge_sh or "+".join(f"1x{degree}{'eo'[degree % 2]}" for degree in range(l_max + 1))
+        harmonics = irreps_edge_sh or nequip_models.harmonics_up_to(l_max)
         embedded = type_embed_num_features
         if embedded is None:
             embedded = int(layers[0].partition("x")[0])
@@ -246,7 +236,7 @@ class NequIPBackbone(NequIPFamily):
             "convnet_nonlinearity_type": convnet_nonlinearity_type,
         }  # fmt: skip
         super().__init__(elements, cutoff, options)
-        self._config = {"elements": self.elements, "cutoff": self.cutoff, **options}
+        self._config |= options
         self.receptive_radius = self.cutoff * len(layers)
 
     @staticmethod

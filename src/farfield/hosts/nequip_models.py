@@ -134,6 +134,11 @@ def match_dtype(model: nn.Module, dtype: torch.dtype) -> None:
                 setattr(module, name, dtype)
 
 
+def harmonics_up_to(l_max: int) -> str:
+    """Spherical harmonics of edges, in e3nn's notation."""
+    return "+".join(f"1x{degree}{'eo'[degree % 2]}" for degree in range(l_max + 1))
+
+
 def irreps_of_layers(num_layers: int, l_max: int, parity: bool, num_features: int | Sequence[int]) -> list[str]:
     """Features of each layer as nequip's short arguments mean them; the last has only scalars."""
     counts = [num_features] * (l_max + 1) if isinstance(num_features, int) else list(num_features)

@@ -143,15 +143,8 @@ class LongRangeEnergy(GraphModuleMixin, nn.Module):
 
     def _neighbors(self, data: dict[str, Tensor]) -> Neighbors:
         i, j = data["edge_index"]
-        order = i.argsort(stable=True)
         shifts = data["edge_cell_shift"] if "edge_cell_shift" in data else i.new_zeros(len(i), 3)
-        return Neighbors(
-            i=i[order],
-            j=j[order],
-            shifts=shifts[order].round().long(),
-            cutoff=self.cutoff,
-            max_count=int(torch.bincount(i).max()) if len(i) else 0,
-        )
+        return Neighbors.of_pairs(i, j, shifts.round().long(), self.cutoff, is_sorted=False)
 
 
 @functools.cache

@@ -133,12 +133,13 @@ class ScaledPotential:
             values = {name: getattr(prediction, name) for name in ENERGETIC}
             latent = prediction.multipoles
             far = prediction.far
-        if wanted & {"forces", PULL}:
-            values[PULL] = torch.zeros_like(chunk.positions)
-            if self.potential.long_range is not None and _pulls_on_periodic_charges(chunk):
-                values[PULL] = forces_on_periodic_charges(self, chunk, scale=self.scale, **born).detach()
+        pulled = self.potential.long_range is not None and _pulls_on_periodic_charges(chunk)
+        if pulled and wanted & {"forces", PULL}:
+            values[PULL] = forces_on_periodic_charges(self, chunk, scale=self.scale, **born).detach()
             if "forces" in wanted:
                 values["forces"] = values["forces"] + values[PULL]
+        elif PULL in wanted:
+            values[PULL] = torch.zeros_like(chunk.positions)
         with torch.no_grad():
             if wanted & {*MOMENTS, *FIELDS}:
                 latent = latent or self.potential.multipoles(ready)
