@@ -336,7 +336,7 @@ def test_constraint_holds_in_either_gauge(close, molecules):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_gauge_makes_the_most_electronegative_element_negative(molecules, seed):
-    model = small_model(seed)
+    model = small_model(seed, dipoles=False)
     batch = model.as_batch(molecules)
     before = model.compute(molecules, ["energy", "charges"])
     sign = fix_gauge(model, batch)
@@ -345,6 +345,23 @@ def test_gauge_makes_the_most_electronegative_element_negative(molecules, seed):
     assert np.array_equal(after["charges"], sign * before["charges"])
     assert np.array_equal(after["energy"], before["energy"])
     assert "O" in model.card.gauge
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_gauge_of_atomic_dipoles_is_by_born_charges(molecules, seed):
+    """Where dipoles do what charges could, the sign is that of both together, whatever the charges alone say."""
+    model = small_model(seed, dipoles=True)
+    batch = model.as_batch(molecules)
+    oxygen = batch.numbers.numpy() == 8
+    charges = set()
+    for scale in (0.0, 10.0, -10.0):
+        model.potential.long_range.dipoles.scale = scale
+        fix_gauge(model, batch)
+        answers = model.compute(molecules, ["born_charges", "charges"])
+        assert answers["born_charges"][oxygen].trace(axis1=1, axis2=2).mean() < 0
+        assert "Born charge of O" in model.card.gauge
+        charges.add(float(np.sign(answers["charges"][oxygen].mean())))
+    assert charges == {1.0, -1.0}, "charges alone should have said the opposite once"
 
 
 def test_gauge_by_reference_dipoles(molecules):
@@ -375,7 +392,7 @@ def test_gauge_that_cannot_be_fixed_is_said_so(before):
 
 
 def test_gauge_of_charges_that_are_zero_is_not_fixed(molecules):
-    model = small_model()
+    model = small_model(dipoles=False)
     model.potential.long_range.charges.scale = 0.0
     sign, said = find_gauge(model.potential, model.as_batch(molecules), unfixed=-1)
     assert sign == -1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -11,9 +12,13 @@ from torch import Tensor
 from farfield.atoms.batch import AtomicBatch
 from farfield.atoms.electronegativity import most_electronegative
 from farfield.model import Model
+from farfield.observables.born import born_charges
 from farfield.observables.moments import dipole_moment, with_neighbors
 from farfield.potentials.augmented import AugmentedPotential
 from farfield.potentials.long_range import LongRange
+
+#: How many systems' Born charges are looked at, where these decide.
+BORN_SYSTEMS = 64
 
 
 def fix_gauge(
@@ -56,7 +61,8 @@ def find_gauge(
 
     The first of these that applies: charges that are constrained to non-zero total charges have their sign from them;
     given reference dipoles correlate positively with those of the potential; the mean charge of the most
-    electronegative element is negative; else the sign is arbitrary.
+    electronegative element is negative, or, where atoms have permanent dipoles too, which can take over what charges
+    do, its mean isotropic Born charge in the first `BORN_SYSTEMS` systems; else the sign is arbitrary.
 
     Parameters
     ----------
@@ -82,9 +88,8 @@ def find_gauge(
     far = potential.long_range
     if far is None:
         return 1, "no charges: the model has no long-range part"
-    bound, product, n_batches = False, 0.0, 0
-    # By atomic number.
-    charges, atoms = torch.zeros(119, dtype=torch.float64), torch.zeros(119, dtype=torch.float64)
+    bound, product, n_batches, n_systems = False, 0.0, 0, 0
+    by_element = torch.zeros(2, 119, dtype=torch.float64)  # charges and atoms, by atomic number
     for batch, reference in _with_references(batches, reference_dipoles):
         n_batches += 1
         bound = bound or _is_bound(far, batch)
@@ -94,9 +99,11 @@ def find_gauge(
             if reference is not None:
                 ours = dipole_moment(ready, multipoles, origin="centre")
                 product += float((ours * reference.to(ours)).nan_to_num(nan=0.0).sum())
-        numbers = batch.numbers.cpu()
-        charges.index_add_(0, numbers, multipoles.charges.double().cpu())
-        atoms.index_add_(0, numbers, torch.ones(len(numbers), dtype=torch.float64))
+        if far.dipoles is None:
+            _count(by_element, batch, multipoles.charges)
+        elif reference_dipoles is None and not bound and n_systems < BORN_SYSTEMS:
+            n_systems += batch.n_systems
+            _count(by_element, batch, _born(potential, ready))
     if n_batches == 0:
         raise ValueError("`batches` is empty: give some structures to fix the sign of the charges with")
     if bound:
@@ -106,7 +113,7 @@ def find_gauge(
     if reference_dipoles is not None:
         evidence, reason = product, "dipoles correlate positively with reference dipoles"
     else:
-        evidence, reason = _by_element(charges, atoms)
+        evidence, reason = _most_negative(by_element, "charge" if far.dipoles is None else "Born charge")
     if evidence == 0:
         return unfixed, "not fixed: the overall sign of the charges is arbitrary"
     return (1 if evidence > 0 else -1), reason
@@ -134,12 +141,27 @@ def _is_bound(far: LongRange, batch: AtomicBatch) -> bool:
     return bool((batch.total_charge != 0).any())
 
 
-def _by_element(charges: Float[Tensor, " elements"], atoms: Float[Tensor, " elements"]) -> tuple[float, str]:
+def _count(by_element: Float[Tensor, "2 elements"], batch: AtomicBatch, charges: Float[Tensor, " atoms"]) -> None:
+    """Add charges and numbers of atoms to the sums over each element."""
+    values = torch.stack([charges.double().cpu(), torch.ones(batch.n_atoms, dtype=torch.float64)])
+    by_element.index_add_(1, batch.numbers.cpu(), values)
+
+
+def _born(potential: AugmentedPotential, batch: AtomicBatch) -> Float[Tensor, " atoms"]:
+    """Isotropic Born charges (latent e), along periodic axes by one harmonic: the sign is all that is asked."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # displacements may be ambiguous here
+        born = born_charges(potential, batch, harmonics=1).detach()
+    return born.diagonal(dim1=1, dim2=2).mean(1)
+
+
+def _most_negative(by_element: Float[Tensor, "2 elements"], what: str) -> tuple[float, str]:
     """How negative the most electronegative element is (0 where there is none), and what to say of it."""
+    charges, atoms = by_element
     element = most_electronegative(torch.nonzero(atoms).flatten().tolist())
     if element is None:
         return 0.0, ""
     from ase.data import chemical_symbols
 
-    said = f"the mean charge of {chemical_symbols[element]}, the most electronegative element, is negative"
+    said = f"the mean {what} of {chemical_symbols[element]}, the most electronegative element, is negative"
     return -float(charges[element]), f"{said} (over {int(atoms[element])} atoms)"
