@@ -172,7 +172,7 @@ def tiny(tmp_path_factory):
         "epochs=1",
         "loss.stages=[{energy: 1, forces: 100}]",
         "model.backbone={kind: cace, cutoff: 4.0, n_layers: 0, n_bessel: 3, n_radial: 3, n_embedding: 2, max_l: 1,"
-        " max_nu: 2, n_features: 8, n_hidden: [8]}",
+        " max_nu: 2, n_features: 8, n_vectors: 2, n_hidden: [8]}",
     ]
     return run_demo(output, overrides=overrides, quiet=True, overview=output.parent / "overview.png")
 

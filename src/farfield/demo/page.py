@@ -128,8 +128,9 @@ def write_page(
         "<h1>A far field learned from energies and forces</h1>",
         f'<p class="lead">Two models were trained on {n_train} small systems of ions and polar molecules, in '
         f"{seconds / 60:.1f} minutes, comparison included. They are twins: the same atomic descriptors with a cutoff "
-        f"of {cutoff:g} Å, the same data, loss and seed. One of them has latent charges whose Coulomb energy is added. "
-        "Neither was shown a charge, a dipole or a Born charge; neither was told which molecules are ions.</p>",
+        f"of {cutoff:g} Å, the same data, loss and seed. One of them has latent charges and dipoles "
+        "on its atoms, whose Coulomb energy is added. Neither was shown a charge, a dipole or a Born "
+        "charge; neither was told which molecules are ions.</p>",
         html_table(["On frames held back", "Unit", *evaluations], comparison_rows(curves, evaluations)),
         "<h2>Pulling two molecules apart</h2>",
         figures("curves"),
@@ -142,7 +143,8 @@ def write_page(
         "<h2>Learned, never shown</h2>",
         figures("kept_back"),
         '<p class="muted">Reference charges are fitted to the electrostatic potential of the Hartree–Fock density and '
-        "are one choice of many; dipoles and Born charges are observables. r² is the squared Pearson correlation.</p>",
+        "are one choice of many, and a model with dipoles on its atoms need not share charge among them as these do; "
+        "dipoles and Born charges are observables. r² is the squared Pearson correlation.</p>",
         "<h2>Charge of each molecule</h2>",
         html_table(["Molecule", "True (e)", "Sum of learned charges (e)"], charge_rows(charges)),
         "<h2>Forces</h2>",

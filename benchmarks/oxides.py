@@ -1,0 +1,141 @@
+"""Born charges and polarizabilities of two oxides, by more and more of the model, all trained alike.
+
+    python -m benchmarks.oxides [SiO2] [BaTiO3] [--variants q q+u all labels] [--epochs N] [--seed 1] [--output DIR]
+                                [--json FILE]
+
+The configurations are those of the shipped models (``configs/sio2.yaml`` and ``batio3.yaml``: backbone, frames, loss,
+rates) with fewer epochs, and with
+
+* ``short``: no far field;
+* ``q``: latent charges;
+* ``q+u``: latent dipoles, too, as shipped;
+* ``all``: quadrupoles, induced dipoles and induced charges besides, self-consistently;
+* ``labels``: likewise, and Born charges and polarizabilities of the frames trained on as labels.
+
+All but the last see energies, forces and stress only. Judged by the frames at the end of each set, the hottest, which
+are kept back; ``random`` are the frames set aside from the others, which choose nothing here. Errors in meV/atom,
+meV/Å, e and Å³; r² is Pearson's, squared. ``constant``: the one charge of each element that fits the Born charges
+judged by best.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from farfield.atoms.structures import read_structures
+from farfield.datasets.registry import resolve_data
+from farfield.evaluation.evaluate import evaluate
+from farfield.files import write_text
+from farfield.model import load
+from farfield.training import read_config, train
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+#: Configuration, frames at the end, epochs.
+OXIDES = {"SiO2": ("sio2.yaml", 30, 60), "BaTiO3": ("batio3.yaml", 10, 90)}
+
+RESPONSE = {
+    "dipoles": True,
+    "quadrupoles": True,
+    "induced_charges": True,
+    "induced_dipoles": True,
+    "response": "scf",
+}
+
+VARIANTS: dict[str, dict[str, Any] | None] = {
+    "short": None,
+    "q": {"dipoles": False},
+    "q+u": {},
+    "all": RESPONSE,
+    "labels": RESPONSE,
+}
+
+#: Weights of the labels beside those of the configuration.
+LABELS = {"born_charges": 10, "polarizability": 0.1}
+
+#: What is compared, and its name in the JSON file.
+RESPONSES = {"born_charges": "born", "polarizability": "polarizability"}
+JUDGED = {"energy_per_atom": "energy", "forces": "forces", **RESPONSES}
+
+
+def configuration(oxide: str, variant: str, options: argparse.Namespace) -> Any:
+    """Return the configuration of a training."""
+    name, _, epochs = OXIDES[oxide]
+    overrides = [
+        f"name={oxide}-{variant.replace('+', '-')}",
+        f"seed={options.seed}",
+        f"epochs={options.epochs or epochs}",
+        f"validate_every={options.epochs or epochs}",
+        "keep=last",
+        f"output={options.output}",
+    ]
+    changes = VARIANTS[variant]
+    if changes and changes.get("quadrupoles"):
+        overrides.append("model.backbone.n_tensors=8")
+    if changes is None:
+        overrides.append("model.long_range=null")
+    else:
+        overrides += [f"model.long_range.{key}={json.dumps(value)}" for key, value in changes.items()]
+    if variant == "labels":
+        overrides += [f"loss.stages.0.{key}={weight}" for key, weight in LABELS.items()]
+    return read_config(CONFIGS / name, overrides)
+
+
+def run(oxide: str, variant: str, options: argparse.Namespace) -> dict[str, float]:
+    """Train a variant and judge it; what stands in the JSON file."""
+    result = train(configuration(oxide, variant, options), resume=True, quiet=True)
+    if result.model is None:
+        sys.exit(130)
+    kept = OXIDES[oxide][1]
+    with warnings.catch_warnings():
+        # that a model without a far field has no Born charges is part of the answer
+        warnings.simplefilter("ignore", UserWarning)
+        found = evaluate(load(result.model), f"oxides/{oxide}", last=kept).comparisons
+    row = {"minutes": result.seconds / 60.0, "random_forces_rmse": result.metrics["validation"]["forces_rmse"]}
+    row |= {f"{key}_rmse": found[part].metrics.rmse for part, key in JUDGED.items() if part in found}
+    row |= {f"{key}_r2": found[part].metrics.pearson_r2 for part, key in RESPONSES.items() if part in found}
+    return row
+
+
+def constant(oxide: str) -> dict[str, float]:
+    """Judge the one charge of each element that fits the kept frames best."""
+    frames = read_structures(resolve_data(f"oxides/{oxide}"))[-OXIDES[oxide][1] :]
+    numbers = np.concatenate([frame.numbers for frame in frames])
+    born = np.concatenate([frame.arrays["bec"].reshape(-1, 3, 3) for frame in frames])
+    rest = born.copy()
+    for z in np.unique(numbers):
+        rest[numbers == z] -= born[numbers == z].trace(axis1=1, axis2=2).mean() / 3.0 * np.eye(3)
+    return {"born_rmse": float(np.sqrt((rest**2).mean()))}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("oxides", nargs="*", choices=OXIDES, metavar="OXIDE", default=list(OXIDES))
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--epochs", type=int, help="instead of those in the script")
+    parser.add_argument("--seed", type=int, default=1, help="of the weights and the order of the frames")
+    parser.add_argument("--output", type=Path, default=Path("runs/oxides"))
+    parser.add_argument("--json", type=Path, help="write the results to this file, too; what it has already is kept")
+    options = parser.parse_args()
+    known = options.json is not None and options.json.exists()
+    results: dict[str, Any] = json.loads(options.json.read_text(encoding="utf-8")) if known else {}
+    for oxide in options.oxides:
+        rows = results.setdefault(f"{oxide}, seed {options.seed}", {})
+        rows["constant"] = constant(oxide)
+        for variant in options.variants:
+            if variant not in rows:
+                rows[variant] = run(oxide, variant, options)
+            print(oxide, variant, {key: round(value, 4) for key, value in rows[variant].items()}, flush=True)
+            if options.json:
+                write_text(options.json, json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
