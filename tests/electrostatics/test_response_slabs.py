@@ -34,9 +34,9 @@ def _capacitor(kind: str, distance: float = 6.0):
 def test_a_capacitor_charges_as_electrostatics_says(kind, method):
     """∂P/∂F = d²/(2/κ' + C⁻¹) along d, nothing across.
 
-    1/κ' = 1/κ − 2k_e/(√(2π)σ) is what it costs to charge an atom, without the self-interaction, which the planes have and
-    atoms do not. Two planes of Gaussians a distance d ≫ σ apart have C⁻¹ = 4πk_e (d − σ√(2/π))/A, two lines, whose potential is
-    −2k_e/L (ln ρ + ½E₁(ρ²/2σ²)), C⁻¹ = 4k_e/L (ln d − ½(ln 2σ² − γ)).
+    1/κ' = 1/κ − 2k_e/(√(2π)σ) is what it costs to charge an atom, less the self-interaction, which smooth planes have
+    and atoms do not. Two planes of Gaussians a distance d ≫ σ apart have C⁻¹ = 4πk_e (d − σ√(2/π))/A; two lines, whose
+    potential is −2k_e/L (ln ρ + ½E₁(ρ²/2σ²)), C⁻¹ = 4k_e/L (ln d − ½(ln 2σ² − γ)).
     """
     batch, arm = _capacitor(kind)
     kappa, sigma, distance = 0.02, 0.9, 6.0
@@ -60,7 +60,7 @@ def test_a_capacitor_charges_as_electrostatics_says(kind, method):
 
 @pytest.mark.parametrize("kind", PERIODIC)
 def test_a_molecule_in_a_large_cell_is_the_open_molecule_among_the_dipoles_of_its_images(kind):
-    """Along open directions α' = (α⁻¹ + k_e T)⁻¹ self-consistently, T of a square lattice or a chain; one shot α' = α."""
+    """Along open directions: α' = (α⁻¹ + k_e T)⁻¹ by scf, T of a square lattice or a chain; α' = α in one shot."""
     length = 24.0
     molecule = random_system(4, seed=3, size=2.5)
     cell = torch.eye(3, dtype=torch.float64) * length

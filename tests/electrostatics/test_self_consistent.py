@@ -50,7 +50,7 @@ def test_the_energy_is_that_of_the_functional_and_its_minimum(model, boundary, c
 
 @pytest.mark.parametrize("boundary", BOUNDARIES)
 def test_one_shot_is_the_first_iterate_of_a_fixed_point(boundary, close):
-    """Δq ← −κ(φ − F·r − μ), r along open directions, Δu ← α(E + F) with φ, E of all multipoles so far, from nothing induced."""
+    """Δq ← −κ(φ − F·r − μ), r along open directions, Δu ← α(E + F), with φ, E of all multipoles so far, from none."""
     batch, (multipoles, response) = system_of(boundary), given("q+u+k+a")
     kappa, alpha = 0.3 * response.softness, 0.3 * response.polarizability
     coulomb = Coulomb(1.0)

@@ -7,10 +7,10 @@ multipoles carry √ε and its inverse),
     one shot:  Δq = −κ (φ − μ) ,  U_κ = −½ Σ κ (φ − μ)² ,     Δu = α·(E + F) ,  U_α = −½ Σ (E + F)·α·(E + F)
     scf:       min over Δq, Δu of  E(q+Δq, u+Δu, Q) + ½ Σ Δq²/κ + ½ Σ Δu·α⁻¹·Δu − F·P .
 
-One shot is the first iterate of the self-consistent equations, without the interaction among what is induced. Along open
-directions (all of a cluster's, two of a wire's, the normal of a slab) the field also acts on the induced charges, φ → φ −
-F·r (`field_on_charges`). Along periodic directions F·Σq̃r is no energy and is left out (forces of charges in a field are
-F·Z*, see `farfield.observables`).
+One shot is the first iterate of the self-consistent equations, without the interaction among what is induced. Along
+open directions (all of a cluster, two of a wire, the normal of a slab) the field also acts on the induced charges,
+φ → φ − F·r (`field_on_charges`). Along periodic directions F·Σq̃r is no energy and is left out (forces of charges in a
+field are F·Z*, see `farfield.observables`).
 
 The functional is written with potentials x that induced multipoles m = K x belong to, W(x) = ⟨g, K x⟩ + ½⟨x, K x⟩ +
 ½⟨K x, A K x⟩: no inverse and no root of κ or α, which may vanish. It is stationary in x.
