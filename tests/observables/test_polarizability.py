@@ -219,9 +219,12 @@ def test_a_molecule_in_a_large_box_has_the_born_charges_of_the_open_molecule(mod
     np.testing.assert_allclose(far.compute(boxed, ["born_charges"], **options)["born_charges"], open_born, atol=2e-3)
 
 
-def test_a_supercell_has_the_same_born_charges_and_twice_the_polarizability():
+@pytest.mark.parametrize("pbc", [(True, True, True), (True, True, False)], ids=["bulk", "slab"])
+def test_a_supercell_has_the_same_born_charges_and_twice_the_polarizability(pbc):
+    """Along the normal of a slab without any harmonics, and so to the accuracy of the sums."""
     far = polarizable("κ+α", "scf", epsilon_infinity=2.3)
     cell = charged(bulk("NaCl", "rocksalt", 5.6, cubic=True))
+    cell.pbc = pbc
     cell.rattle(0.1, seed=2)
     double = charged(cell.repeat((2, 1, 1)))
     names = ["born_charges", "polarizability", "epsilon_e", "chi", "energy"]
@@ -231,7 +234,10 @@ def test_a_supercell_has_the_same_born_charges_and_twice_the_polarizability():
     np.testing.assert_allclose(two["epsilon_e"], one["epsilon_e"], rtol=1e-5)
     # off-diagonal elements are small differences: by what the accuracy of either sum leaves of the diagonal
     np.testing.assert_allclose(two["polarizability"], 2 * one["polarizability"], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(two["born_charges"][: len(cell)], one["born_charges"], atol=5e-3)
+    changes = two["born_charges"][: len(cell)] - one["born_charges"]
+    np.testing.assert_allclose(changes, 0.0, atol=5e-3)
+    if not all(pbc):
+        np.testing.assert_allclose(changes[:, 2], 0.0, atol=2e-5)
 
 
 def test_screening_leaves_of_epsilon_what_the_polarizability_does_not_make(close):
@@ -338,7 +344,7 @@ def test_ase_takes_a_field_along_the_normal_of_a_slab():
     np.testing.assert_allclose(atoms.get_forces(), -differences(at, atoms.positions), rtol=1e-5, atol=1e-6)
     totals, kinetic = [], []
     dynamics = VelocityVerlet(atoms, timestep=0.1 * units.fs)
-    for _ in range(20):
+    for _ in range(10):
         dynamics.run(1)
         totals.append(atoms.get_total_energy())
         kinetic.append(atoms.get_kinetic_energy())
