@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from electrostatic_systems import random_multipoles, random_system, traceless
-from response_systems import BOUNDARIES, functional, given, random_response, solver, system_of
+from response_systems import BOUNDARIES, across, functional, given, random_response, solver, system_of
 
 from farfield.atoms.batch import concatenate
 from farfield.electrostatics.coulomb import Coulomb
@@ -28,7 +28,7 @@ def test_the_energy_is_that_of_the_functional_and_its_minimum(model, boundary, c
     induced = result.induced
 
     def energy(moments):
-        return functional(solve.coulomb, batch, multipoles, response, moments, FIELD[0], boundary == "open")
+        return functional(solve.coulomb, batch, multipoles, response, moments, FIELD[0])
 
     # induced quadrupole-order sums may end at another k than those of lower order
     tolerance = {"rtol": 1e-4 if multipoles.dipoles is None and boundary != "open" else 1e-9}
@@ -50,12 +50,12 @@ def test_the_energy_is_that_of_the_functional_and_its_minimum(model, boundary, c
 
 @pytest.mark.parametrize("boundary", BOUNDARIES)
 def test_one_shot_is_the_first_iterate_of_a_fixed_point(boundary, close):
-    """Δq ← −κ(φ − F·r − μ), Δu ← α(E + F) with φ, E of all multipoles so far, from nothing induced."""
+    """Δq ← −κ(φ − F·r − μ), r along open directions, Δu ← α(E + F), with φ, E of all multipoles so far, from none."""
     batch, (multipoles, response) = system_of(boundary), given("q+u+k+a")
     kappa, alpha = 0.3 * response.softness, 0.3 * response.polarizability
     coulomb = Coulomb(1.0)
     charges, dipoles = torch.zeros(4, dtype=torch.float64), torch.zeros(4, 3, dtype=torch.float64)
-    on_charges = batch.positions @ FIELD[0] * float(boundary == "open")
+    on_charges = batch.positions @ across(batch) @ FIELD[0]
     iterates = []
     for _ in range(60):
         result = coulomb(batch, Multipoles(multipoles.charges + charges, multipoles.dipoles + dipoles))

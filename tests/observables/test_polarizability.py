@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from ase import Atoms
+from ase import Atoms, units
 from ase.build import bulk, molecule
+from ase.md.verlet import VelocityVerlet
 from small_models import small_model
 
 from farfield.atoms.batch import concatenate
@@ -33,6 +34,16 @@ def polarizable(model: str, mode: str, **card):
 def charged(atoms: Atoms, charge: float = 0.0) -> Atoms:
     atoms.info["total_charge"] = charge
     return atoms
+
+
+#: Periodic axes of slabs and wires.
+PERIODIC = {"slab": (True, False, True), "wire": (False, False, True)}
+
+
+def across(atoms: Atoms) -> np.ndarray:
+    """Projector on the open directions."""
+    periodic = atoms.cell.array[atoms.pbc]
+    return np.eye(3) - np.linalg.pinv(periodic) @ periodic
 
 
 def water(pbc=False) -> Atoms:
@@ -88,9 +99,94 @@ def test_open_systems_have_everything_from_one_energy(model, mode):
 
 
 @pytest.mark.parametrize("mode", ["one-shot", "scf"])
-@pytest.mark.parametrize("pbc", [(True, True, True), (True, False, True)], ids=["bulk", "slab"])
+@pytest.mark.parametrize("kind", PERIODIC)
+@pytest.mark.parametrize("model", ["κ", "κ+α"])
+def test_slabs_and_wires_have_all_along_open_directions_from_one_energy(model, kind, mode):
+    """As open systems do: charged, screened, the gauge turned, in a field along the normal of an oblique cell."""
+    far = polarizable(model, mode, gauge_sign=-1)
+    atoms = water(PERIODIC[kind])
+    normal = across(atoms)
+    in_field, options = normal @ [0.3, 0.2, 0.4], {"epsilon_infinity": 1.3}
+    names = ["energy", "forces", "field_forces", "polarization", "born_charges", "polarizability"]
+    found = far.compute(atoms, names, external_field=in_field, **options)
+
+    def at(positions=None, field=in_field, name="energy"):
+        moved = atoms.copy()
+        if positions is not None:
+            moved.positions[:] = positions
+        return far.compute(moved, [name], external_field=field, **options)[name].squeeze()
+
+    close = {"rtol": 2e-6, "atol": 2e-6}
+    np.testing.assert_allclose(found["field_forces"], 0.0, atol=1e-12)
+    np.testing.assert_allclose(found["forces"], -differences(lambda r: at(r), atoms.positions), **close)
+    np.testing.assert_allclose(
+        normal @ found["polarization"][0], -normal @ differences(lambda f: at(field=f), in_field), **close
+    )
+    rows = np.einsum("ca,iab->icb", normal, found["born_charges"])
+    by_position = differences(lambda r: at(r, name="polarization"), atoms.positions)
+    np.testing.assert_allclose(rows, np.einsum("ca,aib->icb", normal, by_position), **close)
+    by_field = differences(lambda f: at(field=f, name="forces"), in_field)
+    np.testing.assert_allclose(rows, np.einsum("ca,iba->icb", normal, by_field), **close)
+    np.testing.assert_allclose(rows.sum(0), normal, **close)  # of one charge
+    answer = COULOMB_CONSTANT * differences(lambda f: at(field=f, name="polarization"), in_field)
+    np.testing.assert_allclose(found["polarizability"][0], answer, **close)
+    assert np.linalg.eigvalsh(answer)[-1] > 0.05
+
+
+@pytest.mark.parametrize("mode", ["one-shot", "scf"])
+@pytest.mark.parametrize("kind", [*PERIODIC, "bulk"])
+def test_along_periodic_directions_induced_charges_stay_out(kind, mode):
+    """There all is what it is where no field acts on charges; along open directions nothing is.
+
+    A self-consistent α has elements between open and periodic directions: charges that the normal field induces turn
+    dipoles into the plane.
+    """
+    atoms = water(PERIODIC.get(kind, True))
+    normal = across(atoms) if kind in PERIODIC else np.zeros((3, 3))
+    along = np.eye(3) - normal
+    found = []
+    for acts in (True, False):
+        far = polarizable("κ+α", mode, epsilon_infinity=1.2)
+        far.potential.long_range.linear_response.field_on_charges = acts
+        found.append(
+            far.compute(
+                atoms,
+                ["polarization", "born_charges", "forces", "polarizability"],
+                external_field=along @ FIELD,
+                allow_unstable=True,
+            )
+        )
+    for name in ("polarization", "born_charges", "polarizability"):
+        change = found[0][name] - found[1][name]
+        inside = np.einsum("ca,na...->nc...", along, change)
+        np.testing.assert_allclose(inside @ along if name == "polarizability" else inside, 0.0, atol=1e-9)
+        if kind != "bulk":
+            assert np.abs(change).max() > 1e-3
+    np.testing.assert_allclose(found[0]["forces"], found[1]["forces"], atol=1e-9)
+
+
+@pytest.mark.parametrize("mode", ["one-shot", "scf"])
+def test_the_quadrupole_counts_induced_charges_but_along_periodic_directions(mode):
+    """Σ (q̃ + Δq) dd + (u + Δu)d + d(u + Δu) less Σ Δq d∥d∥, without its trace; of clusters all of it."""
+    far = polarizable("κ+α", mode)
+    for pbc in (False, *PERIODIC.values(), True):
+        atoms = water(pbc)
+        names = ["charges", "atomic_dipoles", "induced_charges", "induced_dipoles", "quadrupole"]
+        found = far.compute(atoms, names, allow_unstable=True)
+        d = atoms.positions - atoms.positions.mean(0)
+        along = d @ (np.eye(3) - (across(atoms) if np.any(pbc) else np.eye(3)))
+        charges = found["charges"] - (found["charges"].sum() - 1.0) / len(atoms)
+        u, q = found["atomic_dipoles"] + found["induced_dipoles"], found["induced_charges"]
+        second = np.einsum("i,ia,ib->ab", charges + q, d, d) - np.einsum("i,ia,ib->ab", q, along, along)
+        second += u.T @ d + d.T @ u
+        expected = second - np.trace(second) / 3.0 * np.eye(3)
+        np.testing.assert_allclose(found["quadrupole"][0], expected, rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("mode", ["one-shot", "scf"])
+@pytest.mark.parametrize("pbc", [(True, True, True), *PERIODIC.values()], ids=["bulk", *PERIODIC])
 def test_periodic_forces_in_a_field_are_those_of_the_born_charges(pbc, mode):
-    """To first order f = f₀ + F·Z*; and the polarizability is the answer of the dipoles to the field."""
+    """To first order f = f₀ + F·Z*; and the polarizability is the answer of the polarization to the field."""
     far = polarizable("κ+α", mode, epsilon_infinity=1.8)
     atoms = water(pbc)
     options = {"allow_unstable": True, "epsilon_infinity": 1.8 if all(pbc) else 1.3}
@@ -123,9 +219,12 @@ def test_a_molecule_in_a_large_box_has_the_born_charges_of_the_open_molecule(mod
     np.testing.assert_allclose(far.compute(boxed, ["born_charges"], **options)["born_charges"], open_born, atol=2e-3)
 
 
-def test_a_supercell_has_the_same_born_charges_and_twice_the_polarizability():
+@pytest.mark.parametrize("pbc", [(True, True, True), (True, True, False)], ids=["bulk", "slab"])
+def test_a_supercell_has_the_same_born_charges_and_twice_the_polarizability(pbc):
+    """Along the normal of a slab without any harmonics, and so to the accuracy of the sums."""
     far = polarizable("κ+α", "scf", epsilon_infinity=2.3)
     cell = charged(bulk("NaCl", "rocksalt", 5.6, cubic=True))
+    cell.pbc = pbc
     cell.rattle(0.1, seed=2)
     double = charged(cell.repeat((2, 1, 1)))
     names = ["born_charges", "polarizability", "epsilon_e", "chi", "energy"]
@@ -135,7 +234,10 @@ def test_a_supercell_has_the_same_born_charges_and_twice_the_polarizability():
     np.testing.assert_allclose(two["epsilon_e"], one["epsilon_e"], rtol=1e-5)
     # off-diagonal elements are small differences: by what the accuracy of either sum leaves of the diagonal
     np.testing.assert_allclose(two["polarizability"], 2 * one["polarizability"], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(two["born_charges"][: len(cell)], one["born_charges"], atol=5e-3)
+    changes = two["born_charges"][: len(cell)] - one["born_charges"]
+    np.testing.assert_allclose(changes, 0.0, atol=5e-3)
+    if not all(pbc):
+        np.testing.assert_allclose(changes[:, 2], 0.0, atol=2e-5)
 
 
 def test_screening_leaves_of_epsilon_what_the_polarizability_does_not_make(close):
@@ -216,6 +318,37 @@ def test_ase_gives_polarizability_and_takes_a_field():
             far.compute(water(), external_field=field)
     with pytest.raises(ValueError, match="`stress` is not defined"):
         far.compute(water(True), ["stress"], external_field=FIELD)
+
+
+def test_ase_takes_a_field_along_the_normal_of_a_slab():
+    """Of what is then: forces by finite differences, E = E₀ − F·P₀ − ½F·α·F, and dynamics that conserve the energy."""
+    far = polarizable("κ+α", "one-shot")
+    atoms = water(PERIODIC["slab"])
+    field = across(atoms) @ [0.2, 0.3, 0.1]
+    atoms.calc = Calculator(far, epsilon_infinity=1.3)
+    energy, dipole = atoms.get_potential_energy(), atoms.get_dipole_moment()
+    answer = atoms.calc.get_property("polarizability", atoms) / COULOMB_CONSTANT
+    charges = atoms.calc.get_property("induced_charges", atoms)
+    atoms.calc.external_field = field.tolist()
+    expected = energy - field @ dipole - 0.5 * field @ answer @ field
+    assert atoms.get_potential_energy() == pytest.approx(expected, abs=1e-8)
+    np.testing.assert_allclose(atoms.get_dipole_moment(), dipole + answer @ field, atol=1e-8)
+    assert np.abs(atoms.calc.get_property("induced_charges", atoms) - charges).max() > 1e-3
+    still = atoms.copy()
+
+    def at(positions):
+        still.positions[:] = positions
+        still.calc = atoms.calc
+        return still.get_potential_energy()
+
+    np.testing.assert_allclose(atoms.get_forces(), -differences(at, atoms.positions), rtol=1e-5, atol=1e-6)
+    totals, kinetic = [], []
+    dynamics = VelocityVerlet(atoms, timestep=0.1 * units.fs)
+    for _ in range(10):
+        dynamics.run(1)
+        totals.append(atoms.get_total_energy())
+        kinetic.append(atoms.get_kinetic_energy())
+    assert np.ptp(totals) < 0.01 * np.ptp(kinetic)
 
 
 def test_evaluate_compares_polarizabilities():

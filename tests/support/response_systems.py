@@ -59,6 +59,12 @@ def solver(mode: str, *, accuracy: float = 1e-4, **options: object) -> LinearRes
     return LinearResponse(Coulomb(1.0, accuracy=accuracy), mode=mode, tolerance=1e-11, **options)
 
 
+def across(batch: AtomicBatch) -> Tensor:
+    """Projector on the open directions of one system: what the span of its periodic vectors leaves."""
+    periodic = batch.cell[0][batch.pbc[0]]
+    return torch.eye(3, dtype=torch.float64) - torch.linalg.pinv(periodic) @ periodic
+
+
 def functional(
     coulomb: Coulomb,
     batch: AtomicBatch,
@@ -66,9 +72,11 @@ def functional(
     response: Response,
     induced: Multipoles,
     field: Tensor,
-    on_charges: bool,
 ) -> Tensor:
-    """W of one system less −F·P_perm, from the sum over all multipoles and the cost of inducing some of them."""
+    """W of one system less −F·P_perm, from the sum over all multipoles and the cost of inducing some of them.
+
+    The field acts on induced charges along open directions alone.
+    """
     dipoles = multipoles.dipoles
     if induced.dipoles is not None:
         dipoles = induced.dipoles if dipoles is None else dipoles + induced.dipoles
@@ -76,8 +84,7 @@ def functional(
     energy = coulomb(batch, total).energy[0]
     if response.softness is not None:
         energy = energy + 0.5 * (induced.charges**2 / response.softness).sum()
-        if on_charges:
-            energy = energy - induced.charges @ (batch.positions @ field)
+        energy = energy - induced.charges @ (batch.positions @ across(batch) @ field)
     if response.polarizability is not None:
         alpha = response.polarizability
         u = induced.dipoles

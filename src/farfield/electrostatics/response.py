@@ -7,9 +7,10 @@ multipoles carry √ε and its inverse),
     one shot:  Δq = −κ (φ − μ) ,  U_κ = −½ Σ κ (φ − μ)² ,     Δu = α·(E + F) ,  U_α = −½ Σ (E + F)·α·(E + F)
     scf:       min over Δq, Δu of  E(q+Δq, u+Δu, Q) + ½ Σ Δq²/κ + ½ Σ Δu·α⁻¹·Δu − F·P .
 
-One shot is the first iterate of the self-consistent equations, without the interaction among what is induced. In open
-systems the field also acts on the induced charges, φ → φ − F·r (`field_on_charges`). Along periodic directions F·Σq̃r is
-no energy and is left out (forces of charges in a field are F·Z*, see `farfield.observables`).
+One shot is the first iterate of the self-consistent equations, without the interaction among what is induced. Along
+open directions (all of a cluster, two of a wire, the normal of a slab) the field also acts on the induced charges,
+φ → φ − F·r (`field_on_charges`). Along periodic directions F·Σq̃r is no energy and is left out (forces of charges in a
+field are F·Z*, see `farfield.observables`).
 
 The functional is written with potentials x that induced multipoles m = K x belong to, W(x) = ⟨g, K x⟩ + ½⟨x, K x⟩ +
 ½⟨K x, A K x⟩: no inverse and no root of κ or α, which may vanish. It is stationary in x.
@@ -27,7 +28,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from farfield.atoms.batch import AtomicBatch
-from farfield.atoms.frames import completed_cells
+from farfield.atoms.frames import open_arms, open_projectors
 from farfield.electrostatics.checks import check_multipole_shapes, check_multipole_values
 from farfield.electrostatics.coulomb import Coulomb
 from farfield.electrostatics.multipoles import Multipoles
@@ -43,12 +44,12 @@ MODES = ("one-shot", "scf")
 
 @dataclass(frozen=True, eq=False)
 class _Setting:
-    """What the response of one batch is found with."""
+    """What the response of one batch is found with; ``arms`` are the r of F·r that acts on charges, if one does."""
 
     batch: AtomicBatch
     operator: CoulombOperator
     susceptibility: Susceptibility
-    on_charges: Tensor | None
+    arms: Tensor | None
 
 
 class LinearResponse:
@@ -63,7 +64,7 @@ class LinearResponse:
     conserve_charge
         Whether the induced charges of each system add up to zero. Without it Δq = −κφ, the published form.
     field_on_charges
-        Whether an external field acts on the induced charges of systems that are open along all axes; needs
+        Whether an external field acts on induced charges, along the open directions of each system; needs
         ``conserve_charge``, without which the energy would depend on the origin. None: where charge is conserved.
     tolerance
         Residual of the self-consistent equations relative to their right-hand side, in the norm √⟨r, K r⟩. The energy's
@@ -210,7 +211,7 @@ class LinearResponse:
         external_field: Tensor | None,
     ) -> tuple[Tensor, Parts, InducedSystem | None, Tensor | None]:
         """Energy of the permanent multipoles, all else but what a field does to them, and how it was found."""
-        setting = self._setting(batch, response, operator)
+        setting = self._setting(batch, response, operator, external_field is not None)
         permanent, (potential, gradient, _) = operator.energy_and_potential(multipoles)
         drive = _drive(setting, potential, gradient, external_field)
         energy, induced, system, residual = self._respond(setting, drive)
@@ -229,8 +230,8 @@ class LinearResponse:
     ) -> Float[Tensor, "atoms 3 3"]:
         """Find what a uniform field makes of each atom's moment, ∂(Δu + Δq (r − r̄))/∂F (e²·Å²/eV).
 
-        r̄ is the geometric centre of the system. The sum over the atoms of a system is its polarizability ∂P/∂F =
-        −∂²E/∂F∂F, symmetric; what single atoms have need not be. Along periodic directions charges do not take part.
+        r̄ is the geometric centre of the system, and of r − r̄ only what lies along open directions counts. The sum over
+        the atoms of a system is its polarizability ∂P/∂F = −∂²E/∂F∂F, symmetric; what single atoms have need not be.
 
         Parameters
         ----------
@@ -247,7 +248,7 @@ class LinearResponse:
         check_response_shapes(response, batch.positions)
         if plan is None:
             check_response_values(response)
-        setting = self._setting(batch, response, self._operator(batch, order, response, plan))
+        setting = self._setting(batch, response, self._operator(batch, order, response, plan), True)
         nothing = batch.positions.new_zeros(batch.n_atoms)
         K = setting.susceptibility
         columns = []
@@ -257,8 +258,8 @@ class LinearResponse:
             drive = _drive(setting, nothing, batch.positions.new_zeros(batch.n_atoms, 3), unit)
             charges, dipoles = K.split(self._respond(setting, drive)[1]())
             moment = batch.positions.new_zeros(batch.n_atoms, 3) if dipoles is None else dipoles
-            if charges is not None and setting.on_charges is not None:
-                moment = moment + charges[:, None] * setting.on_charges
+            if charges is not None and setting.arms is not None:
+                moment = moment + charges[:, None] * setting.arms
             columns.append(moment)
         return torch.stack(columns, dim=2)
 
@@ -273,13 +274,10 @@ class LinearResponse:
         highest = _highest(order, response)
         return self.coulomb.operator(batch, plan, order=highest, levels=min(highest, 1) + 1)
 
-    def _setting(self, batch: AtomicBatch, response: Response, operator: CoulombOperator) -> _Setting:
+    def _setting(self, batch: AtomicBatch, response: Response, operator: CoulombOperator, in_field: bool) -> _Setting:
         susceptibility = Susceptibility(batch, response, self.conserve_charge)
-        on_charges = None
-        if self.field_on_charges and susceptibility.has_charges:
-            opened = (~batch.pbc.any(dim=1))[batch.system, None]
-            on_charges = torch.where(opened, _from_centre(batch), 0.0)
-        return _Setting(batch, operator, susceptibility, on_charges)
+        acts = in_field and self.field_on_charges and susceptibility.has_charges
+        return _Setting(batch, operator, susceptibility, open_arms(batch) if acts else None)
 
     def _respond(
         self, setting: _Setting, drive: Tensor
@@ -312,20 +310,14 @@ class LinearResponse:
         return energy, induced, system, residual
 
 
-def _from_centre(batch: AtomicBatch) -> Float[Tensor, "atoms 3"]:
-    """Positions (Å) from the geometric centre of their system."""
-    centre = batch.sum_over_atoms(batch.positions) / batch.counts.clamp(min=1)[:, None]
-    return batch.positions - centre.to(batch.positions.dtype)[batch.system]
-
-
 def _drive(
     setting: _Setting, potential: Tensor, gradient: Tensor | None, external_field: Tensor | None
 ) -> Float[Tensor, "atoms columns"]:
     """Columns of the potentials that induce: φ − F·r where the field acts on charges, and −(E + F)."""
     if external_field is not None:
         field = external_field.to(potential.dtype)[setting.batch.system]
-        if setting.on_charges is not None:
-            potential = potential - (field * setting.on_charges).sum(1)
+        if setting.arms is not None:
+            potential = potential - (field * setting.arms).sum(1)
         if gradient is not None:
             gradient = gradient - field
     return setting.susceptibility.join(potential, gradient)
@@ -345,10 +337,8 @@ def field_energy(
     total_charge
         Q_tot in q̃ = q − (Σq − Q_tot)/N (e), shape (systems,); 0 if None.
     """
-    # What is left of the field along the open directions of each system.
-    normals = completed_cells(batch) * (~batch.pbc)[:, :, None]
     field = field.double()
-    along = torch.einsum("sca,sa,scb->sb", normals, field, normals)[batch.system]
+    along = torch.einsum("sab,sb->sa", open_projectors(batch), field)[batch.system]
     excess = batch.sum_over_atoms(multipoles.charges)
     if total_charge is not None:
         excess = excess - total_charge.double()

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from farfield.atoms.batch import AtomicBatch
-from farfield.atoms.frames import completed_cells, perpendicular_heights
+from farfield.atoms.frames import completed_cells, open_projectors, perpendicular_heights
 from farfield.atoms.replicas import replicate
 from farfield.electrostatics.multipoles import Multipoles
 from farfield.observables.harmonics import fitted_coefficients, flat_coefficients
@@ -174,9 +174,8 @@ def forces_on_periodic_charges(
     """
     if batch.external_field is None:
         raise ValueError("`batch.external_field` is None: set it (V/Å), or leave these forces out")
-    normals = completed_cells(batch) * (~batch.pbc)[:, :, None]
     field = batch.external_field.detach().double()
-    field = field - torch.einsum("sca,sa,scb->sb", normals, field, normals)
+    field = field - torch.einsum("sab,sb->sa", open_projectors(batch).detach(), field)
     directions = field.to(batch.positions)[None]
     return _contracted(model, batch, directions, harmonics, fit, mean, scale, exact, False, charges_only=True)[0]
 

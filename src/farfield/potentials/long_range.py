@@ -14,9 +14,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from farfield.atoms.batch import AtomicBatch
+from farfield.atoms.frames import open_arms
 from farfield.electrostatics.coulomb import Coulomb
 from farfield.electrostatics.distributed import sum_over_ranks, to_each_rank, together
-from farfield.electrostatics.multipoles import Multipoles
+from farfield.electrostatics.multipoles import Multipoles, traceless
 from farfield.electrostatics.response import MODES, LinearResponse, ResponseResult, field_energy
 from farfield.electrostatics.susceptibility import Response
 from farfield.potentials.baselines import BOND_REACH, bond_increments, charge_table, free_atom_table, look_up_free_atoms
@@ -340,8 +341,10 @@ class LongRange(nn.Module):
     ) -> Multipoles:
         """Latent multipoles that make the polarization, with their graph: permanent ones and induced ones.
 
-        Induced dipoles are always in it, induced charges in systems that are open along all axes, where an external
-        field acts on them. Without response they are the permanent multipoles, and nothing is summed.
+        Induced dipoles are always in it; induced charges along the open directions of each system, where an external
+        field acts on them, as the moments Δq r that they make about its geometric centre: in the dipoles of the atoms
+        (and their quadrupoles), not in the charges. Without response they are the permanent multipoles, and nothing is
+        summed.
 
         Parameters
         ----------
@@ -366,12 +369,14 @@ class LongRange(nn.Module):
         if result.details is None:
             return permanent
         induced = result.details.induced
-        charges, dipoles = permanent.charges, permanent.dipoles
-        if self.linear_response.field_on_charges:
-            charges = charges + torch.where(batch.pbc.any(dim=1)[batch.system], 0.0, induced.charges)
-        if induced.dipoles is not None:
-            dipoles = induced.dipoles if dipoles is None else dipoles + induced.dipoles
-        return permanent.replace(charges=charges, dipoles=dipoles)
+        dipoles, quadrupoles = [permanent.dipoles, induced.dipoles], [permanent.quadrupoles]
+        if self.softness is not None and self.linear_response.field_on_charges:
+            arms = open_arms(batch)
+            carried = induced.charges[:, None] * arms
+            dipoles.append(carried)
+            # These dipoles, where the atoms are, have twice the second moment of the charges that they stand for.
+            quadrupoles.append(-traceless(carried[:, :, None] * arms[:, None, :]))
+        return Multipoles(permanent.charges, _sum_of(dipoles), _sum_of(quadrupoles))
 
     def atomic_polarizabilities(self, batch: AtomicBatch, features: Features) -> Float[Tensor, "atoms 3 3"]:
         """Latent ∂(moment)/∂F of each atom (e²·Å²/eV), as `LinearResponse.polarizability`; zero without response."""
@@ -501,3 +506,9 @@ class LongRange(nn.Module):
         total = sum_over_ranks(weights.new_zeros(batch.n_systems).index_add(0, batch.system, weights), ranks)
         share = weights / to_each_rank(total, ranks)[batch.system]
         return to_each_rank(excess, ranks)[batch.system] * share
+
+
+def _sum_of(terms: list[Tensor | None]) -> Tensor | None:
+    """Sum of those that there are."""
+    given = [term for term in terms if term is not None]
+    return sum(given[1:], given[0]) if given else None
