@@ -341,7 +341,8 @@ class Model:
 
     def _is_explicit(self, epsilon_infinity: EpsilonInfinity | None) -> bool:
         """Whether the model's own response makes all of ε∞, by what is given or else by its card."""
-        return (self.card.epsilon_infinity if epsilon_infinity is None else epsilon_infinity) == "explicit"
+        chosen = self.card.epsilon_infinity if epsilon_infinity is None else epsilon_infinity
+        return isinstance(chosen, str) and chosen == "explicit"
 
     @property
     def _epsilon_everywhere(self) -> float | None:

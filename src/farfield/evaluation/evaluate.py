@@ -214,8 +214,8 @@ _NOTES = {
     "their open axes is the macroscopic one or the one applied",
     "quanta": "{} dipole or quadrupole labels of periodic systems are left out: they are known up to a quantum",
     "open stress": "{} stress labels of systems that are not periodic along all axes are left out",
-    "one-shot": "{} polarizabilities of bulk are those of one-shot response, whose dipoles do not feel each other: with "
-    "the right energies of long waves it has 1 − 1/ε∞ where labels have ε∞ − 1; response='scf' has no such limit",
+    "one-shot": "{} polarizabilities of bulk are those of one-shot response, where dipoles do not feel each other: "
+    "with the right energies of long waves it has 1 − 1/ε∞ where labels have ε∞ − 1; response='scf' has no such limit",
 }
 
 
