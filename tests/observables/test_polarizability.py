@@ -243,7 +243,7 @@ def test_evaluate_compares_polarizabilities_of_bulk_with_dielectric_tensors():
         truth = far.compute([cell, slab], ["polarizability"], epsilon_infinity=card.get("epsilon_infinity"))
         cell.info["epsilon_inf"] = np.eye(3) + 4.0 * math.pi * truth["polarizability"][0] / volume + 0.01 * np.eye(3)
         slab.info["polarizability"] = truth["polarizability"][1]
-        with pytest.warns(UserWarning) as caught:
+        with pytest.warns(UserWarning, match="polarizabilit") as caught:
             found = evaluate(far, [cell, slab])
         assert [str(warning.message) for warning in caught] == found.notes
         assert "1 polarizability labels of slabs or wires are left out" in found.notes[0]
