@@ -24,7 +24,7 @@ UNITS = {
 }
 
 
-def check_epsilon_infinity(value: EpsilonInfinity | None) -> None:
+def check_epsilon_infinity(value: object) -> None:
     """Refuse what is no ε∞.
 
     Raises

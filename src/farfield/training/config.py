@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from farfield.card import EpsilonInfinity, check_epsilon_infinity
 from farfield.datasets.quantities import INTERACTIONS, Columns, Conventions, Units
 
 #: Parts of the loss that every potential has.
@@ -162,7 +163,7 @@ class ModelConfig(_Strict):
     long_range: dict[str, Any] | None = None
     zbl: bool = False
     reference_energies: Literal["least-squares", "host", "none"] | dict[str, float] = "least-squares"
-    epsilon_infinity: Annotated[float, Field(gt=0)] | Literal["explicit"] | None = None
+    epsilon_infinity: EpsilonInfinity | None = None
 
     @field_validator("backbone")
     @classmethod
@@ -173,6 +174,12 @@ class ModelConfig(_Strict):
             raise ValueError("`kind` is missing: name the backbone, for example kind: cace, or a host, host: mace")
         if "checkpoint" in value and "host" not in value:
             raise ValueError("`checkpoint` is a file of a host: name it, for example host: mace")
+        return value
+
+    @field_validator("epsilon_infinity", mode="before")
+    @classmethod
+    def _epsilon(cls, value: Any) -> Any:
+        check_epsilon_infinity(value)
         return value
 
     @model_validator(mode="after")
