@@ -237,6 +237,24 @@ def test_physical_multipoles_carry_sign_and_screening(close, salt):
         small_model().compute(salt, ["charges"], epsilon_infinity=-1.0)
 
 
+def test_where_the_response_makes_all_of_epsilon_multipoles_are_physical_as_they_are(close, salt, molecules, tmp_path):
+    """Also those of slabs; a number given takes its place."""
+    far = {"induced_dipoles": True, "response": "scf"}
+    latent = small_model(**far).compute(salt, ALL)
+    model = small_model(card={"gauge_sign": -1, "epsilon_infinity": "explicit"}, **far)
+    model.save(tmp_path / "model.ff")
+    explicit = Model.from_file(tmp_path / "model.ff").compute(salt, ALL)
+    assert explicit["screening"] == ["explicit"]
+    close(explicit["born_charges"], -latent["born_charges"])
+    slab = salt.copy()
+    slab.pbc = (True, True, False)
+    found = model.compute([slab, molecules[0]], ["charges", "epsilon_e"])
+    assert found["screening"] == ["explicit", "vacuum"]
+    assert found["epsilon_e"].tolist() == [1.0, 1.0]
+    assert model.compute(salt, ["charges"], epsilon_infinity=1.5)["screening"] == ["epsilon_infinity=1.5"]
+    assert small_model(**far).compute(salt, ["charges"], epsilon_infinity="explicit")["screening"] == ["explicit"]
+
+
 def test_open_systems_are_not_screened(close, molecules):
     plain = small_model().compute(molecules, ["charges", "dipole"])
     other = small_model(card={"epsilon_infinity": 5.0}).compute(molecules, ["charges", "dipole"], epsilon_infinity=7.0)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Literal, Self
+
+#: ε∞ of the bulk, or that the model's own response makes all of it.
+EpsilonInfinity = float | Literal["explicit"]
 
 #: Units of all that a model takes and gives.
 UNITS = {
@@ -19,6 +22,23 @@ UNITS = {
     "born_charges": "e (first index polarization, second displacement)",
     "polarizability": "Å³",
 }
+
+
+def check_epsilon_infinity(value: object) -> None:
+    """Refuse what is no ε∞.
+
+    Raises
+    ------
+    ValueError
+        If it is neither a positive number, nor ``"explicit"``, nor None.
+    """
+    number = value if isinstance(value, int | float) else 0.0
+    if value in (None, "explicit") or number > 0:
+        return
+    raise ValueError(
+        f"`epsilon_infinity` is {value!r} but must be a positive number (1 for vacuum), 'explicit' if the model's own "
+        "response makes all of it, or None if unknown"
+    )
 
 
 @dataclass(frozen=True)
@@ -42,7 +62,9 @@ class ModelCard:
         Sign that latent charges are multiplied by (energies are even in them), and how it was fixed.
     epsilon_infinity
         High-frequency dielectric constant of the bulk: physical multipoles of periodic systems are √ε∞ times the latent
-        ones. None: unknown; multipoles of periodic systems are then reported latent. Open systems need none.
+        ones. ``"explicit"``: the model's own response makes all of ε∞, as where it was trained on polarizabilities of
+        bulk, and its multipoles are physical as they are (ε_e = 1), those of slabs and wires, too. None: unknown;
+        multipoles of periodic systems are then reported latent. Open systems need none.
     total_charge
         Total charge (e) that all systems of its training with an energy had: taken for structures that give none where
         the model needs it. None: they differed, or it was not known.
@@ -67,7 +89,7 @@ class ModelCard:
     receptive_radius: float | None = None
     gauge_sign: int = 1
     gauge: str = "not fixed: the overall sign of the charges is arbitrary"
-    epsilon_infinity: float | None = None
+    epsilon_infinity: EpsilonInfinity | None = None
     total_charge: float | None = None
     reference_energies: Mapping[int, float] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
@@ -86,10 +108,7 @@ class ModelCard:
         """
         if self.gauge_sign not in (1, -1):
             raise ValueError(f"`gauge_sign` is {self.gauge_sign!r} but must be 1 or -1")
-        if self.epsilon_infinity is not None and not self.epsilon_infinity > 0:
-            raise ValueError(
-                f"`epsilon_infinity` is {self.epsilon_infinity!r} but must be positive, or None if unknown"
-            )
+        check_epsilon_infinity(self.epsilon_infinity)
 
     def replace(self, **changes: Any) -> ModelCard:
         """Return a copy with some fields changed."""

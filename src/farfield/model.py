@@ -17,7 +17,7 @@ from farfield import zoo
 from farfield.atoms.batch import AtomicBatch
 from farfield.atoms.chunks import chunks
 from farfield.atoms.structures import from_ase
-from farfield.card import ModelCard
+from farfield.card import EpsilonInfinity, ModelCard, check_epsilon_infinity
 from farfield.electrostatics.multipoles import Multipoles
 from farfield.electrostatics.susceptibility import Response
 from farfield.model_file import ModelFileError, is_pickle, read_model_file, write_model_file
@@ -173,6 +173,12 @@ class Model:
         return far is not None and far.has_response
 
     @property
+    def is_self_consistent(self) -> bool:
+        """Whether what is induced feels what else is induced."""
+        far = self.potential.long_range
+        return far is not None and far.has_response and far.linear_response.mode == "scf"
+
+    @property
     def uses_total_charge(self) -> bool:
         """Whether the model must be told the total charge of every system."""
         return self.potential.long_range is not None and self.potential.long_range.total_charge is not None
@@ -308,19 +314,21 @@ class Model:
         return batch.to(device=self.device, dtype=self.dtype)
 
     def scale(
-        self, batch: AtomicBatch, epsilon_infinity: float | None = None, screening: Screening = "derived"
+        self, batch: AtomicBatch, epsilon_infinity: EpsilonInfinity | None = None, screening: Screening = "derived"
     ) -> Float[Tensor, " systems"]:
         """Give physical over latent multipoles, gauge sign times √ε_e, shape (systems,), float64.
 
         ε_e is 1 for open systems; models made with the library ``les`` have one for all. For 3D-periodic ones it is ε∞,
         less what the model's own polarizability makes of it (`farfield.observables.effective_epsilon`, with its
-        ``screening``); slabs and wires take only an ε given here.
+        ``screening``), so that it is 1 where that is ``"explicit"``, all of it; slabs and wires take only a number
+        given here.
         """
+        check_epsilon_infinity(epsilon_infinity)
         epsilon = torch.ones(batch.n_systems, dtype=torch.float64, device=batch.pbc.device)
+        if self._is_explicit(epsilon_infinity):
+            return self.card.gauge_sign * epsilon
         known = epsilon_infinity is not None
         if epsilon_infinity is not None:
-            if not epsilon_infinity > 0:
-                raise ValueError(f"`epsilon_infinity` is {epsilon_infinity!r} but must be positive (1 for vacuum)")
             epsilon = torch.where(batch.pbc.any(dim=1), float(epsilon_infinity), epsilon)
         elif self._epsilon_everywhere is not None:
             epsilon = torch.full_like(epsilon, self._epsilon_everywhere)
@@ -330,6 +338,11 @@ class Model:
         if known and self.is_polarizable and bool(batch.pbc.all(dim=1).any()):
             epsilon = self._effective_epsilon(batch, epsilon, screening)
         return self.card.gauge_sign * epsilon.sqrt()
+
+    def _is_explicit(self, epsilon_infinity: EpsilonInfinity | None) -> bool:
+        """Whether the model's own response makes all of ε∞, by what is given or else by its card."""
+        chosen = self.card.epsilon_infinity if epsilon_infinity is None else epsilon_infinity
+        return isinstance(chosen, str) and chosen == "explicit"
 
     @property
     def _epsilon_everywhere(self) -> float | None:
@@ -341,11 +354,14 @@ class Model:
         ready = with_neighbors(self.potential, batch)
         return screened_epsilon(self.potential, ready, epsilon, self.card.gauge_sign, screening)
 
-    def screening(self, batch: AtomicBatch, epsilon_infinity: float | None = None) -> list[str]:
-        """Say of each system how its charges are to be read: ``"vacuum"``, ``"epsilon_infinity=…"`` or ``"latent"``.
+    def screening(self, batch: AtomicBatch, epsilon_infinity: EpsilonInfinity | None = None) -> list[str]:
+        """Say of each system how its charges are to be read.
 
-        Latent means that the model learned q/√ε∞ of a periodic system and nobody said what ε∞ is.
+        ``"vacuum"``; ``"epsilon_infinity=…"``; ``"explicit"``: of a periodic system whose screening the model's own
+        response makes; or ``"latent"``: the model learned q/√ε∞ of a periodic system and nobody said what ε∞ is.
         """
+        if self._is_explicit(epsilon_infinity):
+            return ["explicit" if any(periodic) else "vacuum" for periodic in batch.pbc.tolist()]
         everywhere = self._epsilon_everywhere
         if epsilon_infinity is None and everywhere is not None and everywhere != 1.0:
             return [f"epsilon_infinity={everywhere:g}"] * batch.n_systems
@@ -366,7 +382,7 @@ class Model:
         properties: Sequence[str] = ("energy", "forces"),
         *,
         total_charge: float | str | None = None,
-        epsilon_infinity: float | None = None,
+        epsilon_infinity: EpsilonInfinity | None = None,
         harmonics: int | None = None,
         fit: Literal["flat", "radius"] = "radius",
         mean: Mean | None = None,
@@ -398,7 +414,7 @@ class Model:
         total_charge
             As in `as_batch`.
         epsilon_infinity
-            ε of periodic systems, instead of the card's.
+            ε of periodic systems, instead of the card's; ``"explicit"`` as there.
         harmonics, fit, mean, sum_rule, exact
             As in `farfield.observables.born_charges`; what is ``exact`` repeats periodic cells. Where not given, models
             made with the library ``les`` take one harmonic, as their authors do; all others the defaults there.

@@ -123,6 +123,32 @@ def test_columns_and_units_can_be_stated() -> None:
     np.testing.assert_allclose(sample.batch.cell[0], atoms.cell[:] * ase.units.Bohr, rtol=1e-6)
 
 
+@pytest.mark.parametrize("epsilon", [1.83, np.array([[1.8, 0.1, 0.0], [0.1, 1.9, 0.2], [0.0, 0.2, 1.7]])])
+def test_dielectric_tensors_of_bulk_become_polarizabilities(epsilon: float | np.ndarray) -> None:
+    """α = V (ε − 1)/4π; only of bulk, and where no polarizability is given."""
+    atoms = labelled()
+    del atoms.info["polarizability"]
+    atoms.info["epsilon_inf"] = epsilon if np.ndim(epsilon) == 0 else np.ravel(epsilon)
+    atoms.set_cell([4.0, 5.0, 6.0])
+    atoms.pbc = True
+    found = label_structures([atoms], dtype=torch.float32)[0].labels["polarizability"]
+    assert found.dtype == torch.float32
+    expected = 120.0 / (4 * np.pi) * (epsilon * np.eye(3) - np.eye(3) if np.ndim(epsilon) == 0 else epsilon - np.eye(3))
+    np.testing.assert_allclose(found[0], expected, rtol=1e-6)
+    bohr = label_structures([atoms], units=Units(positions="bohr"))[0].labels["polarizability"]
+    np.testing.assert_allclose(bohr[0], expected * ase.units.Bohr**3, rtol=1e-6)
+    assert "polarizability" not in label_structures([atoms], columns=Columns(epsilon_infinity=None))[0].labels  # type: ignore[arg-type]
+    for wrong, message in (([1.0, 2.0], r"'epsilon_infinity' has shape \(2,\)"), (np.nan, "finite"), ("x", "numeric")):
+        atoms.info["epsilon_inf"] = wrong
+        with pytest.raises(ValueError, match=f"frame 0.*{message}"):
+            label_structures([atoms])
+    atoms.pbc = (True, True, False)
+    assert "polarizability" not in label_structures([atoms])[0].labels
+    atoms.pbc = True
+    atoms.info["polarizability"] = np.arange(9.0)
+    assert label_structures([atoms])[0].labels["polarizability"].flatten().tolist() == list(range(9))
+
+
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [

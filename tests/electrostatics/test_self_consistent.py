@@ -13,7 +13,7 @@ from farfield.atoms.batch import concatenate
 from farfield.electrostatics.coulomb import Coulomb
 from farfield.electrostatics.multipoles import Multipoles
 from farfield.electrostatics.response import LinearResponse
-from farfield.electrostatics.self_consistent import ResponseError
+from farfield.electrostatics.self_consistent import InducedSystem, ResponseError
 from farfield.electrostatics.susceptibility import Response
 from farfield.units import COULOMB_CONSTANT
 
@@ -119,6 +119,44 @@ def test_energy_and_induced_multipoles_are_twice_differentiable(mode, anisotropi
     assert torch.autograd.gradcheck(outcome, leaves, fast_mode=True)
     if (output, mode) != ("polarizability", "scf"):  # takes half a minute, and is the same code as "induced"
         assert torch.autograd.gradgradcheck(outcome, leaves, fast_mode=True)
+
+
+@pytest.mark.parametrize("mode", ["one-shot", "scf"])
+def test_the_total_polarizability_is_the_sum_over_the_atoms(mode, close, monkeypatch):
+    """With all first and second derivatives; and the first need no further solution, since it is stationary in it."""
+    batch, _, leaves = _leaves(True)
+    solve = LinearResponse(Coulomb(1.0), mode=mode, tolerance=1e-13)
+    inputs = [leaves[0], leaves[1], leaves[4], leaves[5]]
+    weights = torch.randn(2, 3, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    solutions, solved = [], InducedSystem.solve
+    monkeypatch.setattr(InducedSystem, "solve", lambda *given: solutions.append(1) or solved(*given))
+
+    def slopes(total, twice):
+        assert len(solutions) == (3 if mode == "scf" else 0)
+        unused = {"allow_unused": True, "materialize_grads": True}  # one shot: positions and cell
+        first = torch.autograd.grad((weights * total).square().sum(), inputs, create_graph=twice, **unused)
+        if not twice:
+            return first
+        along = sum((slope * slope.detach().cos()).sum() for slope in first)
+        return [*first, *torch.autograd.grad(along, inputs, **unused)]
+
+    found = []
+    for atomic, twice in ((False, False), (False, True), (True, True)):
+        solutions.clear()
+        positions, cell, kappa, alpha = inputs
+        moved = batch.replace(positions=positions, cell=cell)
+        response = Response(kappa, 0.5 * (alpha + alpha.mT))
+        answer = solve.polarizability if atomic else solve.total_polarizability
+        total = answer(moved, response)
+        total = batch.sum_over_atoms(total) if atomic else total
+        found.append([total, *slopes(total, twice)])
+        if not twice:
+            assert len(solutions) == (3 if mode == "scf" else 0)
+    close(found[1][0], found[1][0].mT)
+    for one, two in zip(found[0], found[1], strict=False):
+        close(one, two, rtol=1e-9, atol=1e-11)
+    for one, two in zip(found[1], found[2], strict=True):
+        close(one, two, rtol=1e-8, atol=1e-10)
 
 
 def test_a_loss_on_the_polarizability_has_the_same_gradient_both_ways(close):

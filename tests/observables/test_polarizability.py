@@ -362,3 +362,33 @@ def test_evaluate_compares_polarizabilities():
     assert entry["mae"] == pytest.approx(0.5 / 3.0)
     with pytest.raises(ValueError, match="no response, so 3 polarizability labels"):
         evaluate(small_model(), structures)
+
+
+def test_evaluate_compares_polarizabilities_of_bulk_with_dielectric_tensors():
+    """Slabs are left out; of one-shot response, and of what a number for ε∞ leaves to ε_e, the notes speak."""
+    cell = charged(bulk("NaCl", "rocksalt", 5.6, cubic=True))
+    slab = charged(cell.copy())
+    slab.pbc = (True, True, False)
+    volume = cell.get_volume()
+
+    def compared(mode, **card):
+        far = polarizable("α", mode, **card)
+        truth = far.compute([cell, slab], ["polarizability"], epsilon_infinity=card.get("epsilon_infinity"))
+        cell.info["epsilon_inf"] = np.eye(3) + 4.0 * math.pi * truth["polarizability"][0] / volume + 0.01 * np.eye(3)
+        slab.info["polarizability"] = truth["polarizability"][1]
+        with pytest.warns(UserWarning, match="polarizabilit") as caught:
+            found = evaluate(far, [cell, slab])
+        assert [str(warning.message) for warning in caught] == found.notes
+        assert "1 polarizability labels of slabs or wires are left out" in found.notes[0]
+        return found
+
+    found = compared("scf", epsilon_infinity="explicit")
+    assert len(found.notes) == 1
+    metrics = found.comparisons["polarizability"].metrics
+    assert metrics.rmse == pytest.approx(0.01 * volume / (4.0 * math.pi) / 3.0**0.5, rel=1e-6)
+    assert found.comparisons["polarizability"].predicted.shape == (1, 9)
+    assert any("one-shot response" in note for note in compared("one-shot", epsilon_infinity=1.5).notes)
+    notes = " ".join(compared("scf", epsilon_infinity=1.5).notes)
+    rest = polarizable("α", "scf", epsilon_infinity=1.5).compute(cell, ["epsilon_e"])["epsilon_e"][0]
+    assert f"leaves for its charges, {rest:.3g} in the mean" in notes
+    assert "polarizabilities those of the model's own response" in " ".join(compared("scf").notes)

@@ -6,6 +6,7 @@ index orders of the labels are stated once, on reading; afterwards everything is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,18 +156,13 @@ def _lookup(atoms: Atoms, names: Sequence[str]) -> Any:
 
 def _label(value: Any, quantity: str, n_atoms: int, factor: float, conventions: Conventions, where: str) -> Tensor:
     """One label in farfield's units and index order; per-system labels get a leading axis of length one."""
-    try:
-        array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: the label {quantity!r} is not numeric ({value!r})") from error
+    array = _numeric(value, quantity, where)
     if quantity == "stress" and array.shape == (6,):
         xx, yy, zz, yz, xz, xy = array  # ASE's Voigt order
         array = np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
     shape = tuple(n_atoms if size == -1 else size for size in LABEL_SHAPES[quantity])
     if array.size != int(np.prod(shape)):
         raise ValueError(f"{where}: the label {quantity!r} has shape {array.shape}, but must have {shape}")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{where}: the label {quantity!r} is not finite: remove the frame or the column")
     array = array.reshape(shape) * factor
     if quantity == "born_charges" and conventions.born_charges == "displacement-first":
         array = np.swapaxes(array, 1, 2)
@@ -174,6 +170,28 @@ def _label(value: Any, quantity: str, n_atoms: int, factor: float, conventions: 
         array = -array
     tensor = torch.tensor(array)
     return tensor if LABEL_SHAPES[quantity][:1] == (-1,) else tensor[None]
+
+
+def _answer_of_bulk(value: Any, batch: AtomicBatch, where: str) -> Tensor:
+    """Polarizability (Å³) of one cell, V (ε − 1)/4π, from a label of its ε: the answer to the macroscopic field."""
+    array = _numeric(value, "epsilon_infinity", where)
+    if array.size == 1:
+        array = array.reshape(()) * np.eye(3)
+    if array.size != 9:
+        raise ValueError(f"{where}: the label 'epsilon_infinity' has shape {array.shape}, but must have (3, 3) or ()")
+    volume = torch.linalg.det(batch.cell[0].double()).abs()
+    return (volume / (4.0 * math.pi) * torch.tensor(array.reshape(3, 3) - np.eye(3)))[None]
+
+
+def _numeric(value: Any, quantity: str, where: str) -> np.ndarray:
+    """Values of a label, which have to be finite numbers."""
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: the label {quantity!r} is not numeric ({value!r})") from error
+    if not np.isfinite(array).all():
+        raise ValueError(f"{where}: the label {quantity!r} is not finite: remove the frame or the column")
+    return array
 
 
 def label_structures(
@@ -229,6 +247,10 @@ def label_structures(
             if value is not None:
                 label = _label(value, quantity, len(atoms), factors[quantity], conventions, where)
                 labels[quantity] = label if quantity in IN_FLOAT64 else label.to(dtype)
+        if "polarizability" not in labels and bool(batch.pbc.all()):
+            epsilon = _lookup(atoms, columns.epsilon_infinity)
+            if epsilon is not None:
+                labels["polarizability"] = _answer_of_bulk(epsilon, batch, where).to(dtype)
         apart = fragments_of(atoms, batch, where) if labels.keys() & {*INTERACTIONS} else None
         samples.append(Sample(batch, labels, apart))
         info.append(dict(atoms.info))

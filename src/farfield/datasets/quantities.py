@@ -123,6 +123,9 @@ class Columns(_Strict):
     energy, forces, stress, dipole, quadrupole, charges, born_charges, polarizability, interaction_energy, \
 interaction_forces
         A name or a list of names, of calculator results, info or arrays; null: never read this label.
+    epsilon_infinity
+        The same for the high-frequency dielectric tensor ε of bulk, dimensionless, nine components or one for ε·1. A
+        frame that is periodic along all axes and has no polarizability gets that of its cell, V (ε − 1)/4π.
     """
 
     energy: tuple[str, ...] = ("energy",)
@@ -133,6 +136,7 @@ interaction_forces
     charges: tuple[str, ...] = ("mbi_charges",)
     born_charges: tuple[str, ...] = ("bec",)
     polarizability: tuple[str, ...] = ("polarizability",)
+    epsilon_infinity: tuple[str, ...] = ("epsilon_inf",)
     interaction_energy: tuple[str, ...] = ("interaction_energy",)
     interaction_forces: tuple[str, ...] = ("interaction_forces",)
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -28,28 +27,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from farfield.atoms.batch import AtomicBatch
-from farfield.atoms.frames import open_arms, open_projectors
+from farfield.atoms.frames import open_arms
 from farfield.electrostatics.checks import check_multipole_shapes, check_multipole_values
 from farfield.electrostatics.coulomb import Coulomb
 from farfield.electrostatics.multipoles import Multipoles
 from farfield.electrostatics.operator import CoulombOperator, multipole_order
 from farfield.electrostatics.plan import CoulombPlan
 from farfield.electrostatics.response_checks import check_per_system, check_response_shapes, check_response_values
+from farfield.electrostatics.response_drive import Setting, drive_of, field_energy, shares_of, unit_drives
 from farfield.electrostatics.response_result import Parts, ResponseResult, parts_of
-from farfield.electrostatics.self_consistent import DEFAULT_TOLERANCES, InducedSystem
+from farfield.electrostatics.self_consistent import DEFAULT_TOLERANCES, InducedSystem, Solution
 from farfield.electrostatics.susceptibility import Response, Susceptibility
 
 MODES = ("one-shot", "scf")
-
-
-@dataclass(frozen=True, eq=False)
-class _Setting:
-    """What the response of one batch is found with; ``arms`` are the r of F·r that acts on charges, if one does."""
-
-    batch: AtomicBatch
-    operator: CoulombOperator
-    susceptibility: Susceptibility
-    arms: Tensor | None
 
 
 class LinearResponse:
@@ -213,7 +203,7 @@ class LinearResponse:
         """Energy of the permanent multipoles, all else but what a field does to them, and how it was found."""
         setting = self._setting(batch, response, operator, external_field is not None)
         permanent, (potential, gradient, _) = operator.energy_and_potential(multipoles)
-        drive = _drive(setting, potential, gradient, external_field)
+        drive = drive_of(setting, potential, gradient, external_field)
         energy, induced, system, residual = self._respond(setting, drive)
         directed = multipole_order(multipoles) > 0 or response.polarizability is not None
         parts = Parts(
@@ -221,7 +211,7 @@ class LinearResponse:
             potential=potential,
             field=-gradient if directed and gradient is not None else None,
             find_induced=lambda: setting.susceptibility.multipoles(induced()),
-            find_shares=lambda moments: _shares(setting, drive, moments),
+            find_shares=lambda moments: shares_of(setting, drive, moments),
         )
         return permanent, parts, system, residual
 
@@ -249,19 +239,60 @@ class LinearResponse:
         if plan is None:
             check_response_values(response)
         setting = self._setting(batch, response, self._operator(batch, order, response, plan), True)
-        nothing = batch.positions.new_zeros(batch.n_atoms)
-        K = setting.susceptibility
         columns = []
-        for axis in range(3):
-            unit = batch.positions.new_zeros(batch.n_systems, 3)
-            unit[:, axis] = 1.0
-            drive = _drive(setting, nothing, batch.positions.new_zeros(batch.n_atoms, 3), unit)
-            charges, dipoles = K.split(self._respond(setting, drive)[1]())
+        for drive in unit_drives(setting):
+            charges, dipoles = setting.susceptibility.split(self._respond(setting, drive)[1]())
             moment = batch.positions.new_zeros(batch.n_atoms, 3) if dipoles is None else dipoles
             if charges is not None and setting.arms is not None:
                 moment = moment + charges[:, None] * setting.arms
             columns.append(moment)
         return torch.stack(columns, dim=2)
+
+    def total_polarizability(
+        self, batch: AtomicBatch, response: Response, plan: CoulombPlan | None = None, *, order: int = 0
+    ) -> Float[Tensor, "systems 3 3"]:
+        r"""Find the polarizability of each system, ∂P/∂F = −∂²W/∂F∂F (e²·Å²/eV): the sum of `polarizability`.
+
+        With x_a the answer to a unit field along a, and g_a what that field induces by (the module's W),
+
+            α_ab = −⟨g_a, K x_b⟩ − ⟨K x_a, g_b + x_b + A K x_b⟩ ,
+
+        which is stationary in all x: what the tolerance leaves enters as its square, and first derivatives need no
+        further solution, unlike those of single atoms.
+
+        Parameters
+        ----------
+        batch, response, plan, order
+            As in `polarizability`.
+
+        Returns
+        -------
+        Tensor
+            Shape (systems, 3, 3), latent, symmetric, float64; differentiable three times.
+        """
+        check_response_shapes(response, batch.positions)
+        if plan is None:
+            check_response_values(response)
+        setting = self._setting(batch, response, self._operator(batch, order, response, plan), True)
+        K = setting.susceptibility
+        drives = unit_drives(setting)
+        induced, left = [], []
+        for drive in drives:
+            if self.mode == "one-shot":
+                induced.append(-K(drive))
+                continue
+            found = self._self_consistent(setting, drive)
+            x = found.stepped(1, negligible=2)
+            induced.append(K(x))
+            left.append(drive + x + found.system.apply(induced[-1]))
+        rows = []
+        for a, drive in enumerate(drives):
+            answers = [K.product(drive, moments) for moments in induced]
+            if left:
+                answers = [answer + K.product(induced[a], rest) for answer, rest in zip(answers, left, strict=True)]
+            rows.append(torch.stack(answers, dim=1))
+        total = -torch.stack(rows, dim=1)
+        return 0.5 * (total + total.mT)
 
     def _operator(
         self, batch: AtomicBatch, order: int, response: Response, plan: CoulombPlan | None
@@ -274,13 +305,13 @@ class LinearResponse:
         highest = _highest(order, response)
         return self.coulomb.operator(batch, plan, order=highest, levels=min(highest, 1) + 1)
 
-    def _setting(self, batch: AtomicBatch, response: Response, operator: CoulombOperator, in_field: bool) -> _Setting:
+    def _setting(self, batch: AtomicBatch, response: Response, operator: CoulombOperator, in_field: bool) -> Setting:
         susceptibility = Susceptibility(batch, response, self.conserve_charge)
         acts = in_field and self.field_on_charges and susceptibility.has_charges
-        return _Setting(batch, operator, susceptibility, open_arms(batch) if acts else None)
+        return Setting(batch, operator, susceptibility, open_arms(batch) if acts else None)
 
     def _respond(
-        self, setting: _Setting, drive: Tensor
+        self, setting: Setting, drive: Tensor
     ) -> tuple[Tensor, Callable[[], Tensor], InducedSystem | None, Tensor | None]:
         """Response energy, a function that gives columns of induced multipoles, and how the equations were solved."""
         K = setting.susceptibility
@@ -288,77 +319,24 @@ class LinearResponse:
             first = -K(drive)
             return 0.5 * K.product(drive, first), lambda: first, None, None
 
+        found = self._self_consistent(setting, drive)
+        x = found.stepped(1, negligible=2)
+        m = K(x)
+        energy = K.product(drive + 0.5 * x + 0.5 * found.system.apply(m), m)
+        return energy, lambda: K(found.stepped(2, negligible=1)), found.system, found.residual
+
+    def _self_consistent(self, setting: Setting, drive: Tensor) -> Solution:
+        """Solve for the potentials that induce."""
+        K = setting.susceptibility
+
         def apply(m: Tensor) -> Tensor:
             potential, gradient, _ = setting.operator.potential(K.multipoles(m))
             return K.join(potential, gradient)
 
         tolerance = self.tolerance or DEFAULT_TOLERANCES[drive.dtype]
         system = InducedSystem(apply, K, tolerance, self.max_iterations)
-        found, residual = system.solve(-drive)
-        wanted = torch.is_grad_enabled()
-
-        def step(x: Tensor, negligible: int) -> Tensor:
-            return x + system.frozen_inverse(-drive - system.matrix(x), negligible=negligible)
-
-        x = step(found, 2) if wanted else found
-        m = K(x)
-        energy = K.product(drive + 0.5 * x + 0.5 * apply(m), m)
-
-        def induced() -> Tensor:
-            return K(step(step(found, 1), 1)) if wanted and torch.is_grad_enabled() else K(found)
-
-        return energy, induced, system, residual
-
-
-def _drive(
-    setting: _Setting, potential: Tensor, gradient: Tensor | None, external_field: Tensor | None
-) -> Float[Tensor, "atoms columns"]:
-    """Columns of the potentials that induce: φ − F·r where the field acts on charges, and −(E + F)."""
-    if external_field is not None:
-        field = external_field.to(potential.dtype)[setting.batch.system]
-        if setting.arms is not None:
-            potential = potential - (field * setting.arms).sum(1)
-        if gradient is not None:
-            gradient = gradient - field
-    return setting.susceptibility.join(potential, gradient)
-
-
-def field_energy(
-    batch: AtomicBatch, multipoles: Multipoles, field: Tensor, total_charge: Tensor | None
-) -> Float[Tensor, " systems"]:
-    """−F·(Σ q̃ r + Σ u) of each system (eV), without F·Σq̃r along periodic directions.
-
-    Parameters
-    ----------
-    batch, multipoles
-        The systems and their permanent multipoles.
-    field
-        External field F (V/Å), shape (systems, 3).
-    total_charge
-        Q_tot in q̃ = q − (Σq − Q_tot)/N (e), shape (systems,); 0 if None.
-    """
-    field = field.double()
-    along = torch.einsum("sab,sb->sa", open_projectors(batch), field)[batch.system]
-    excess = batch.sum_over_atoms(multipoles.charges)
-    if total_charge is not None:
-        excess = excess - total_charge.double()
-    balanced = multipoles.charges.double() - (excess / batch.counts.clamp(min=1))[batch.system]
-    moments = balanced * (batch.positions.double() * along).sum(1)
-    if multipoles.dipoles is not None:
-        moments = moments + (multipoles.dipoles.double() * field[batch.system]).sum(1)
-    return -batch.sum_over_atoms(moments)
-
-
-def _shares(setting: _Setting, drive: Tensor, induced: Multipoles) -> tuple[Tensor, Tensor]:
-    """Halves of ⟨g, m⟩ that belong to induced charges and to induced dipoles."""
-    potential, gradient = setting.susceptibility.split(drive)
-    sums = []
-    for mine, what in ((induced.charges, potential), (induced.dipoles, gradient)):
-        part = None if mine is None or what is None else mine.double() * what.double()
-        if part is not None and part.ndim == 2:
-            part = part.sum(1)
-        sums.append(setting.batch.sum_over_atoms(drive.new_zeros(len(drive)) if part is None else 0.5 * part))
-    return sums[0], sums[1]
+        x, residual = system.solve(-drive)
+        return Solution(system, drive, x, residual, torch.is_grad_enabled())
 
 
 def _highest(order: int, response: Response) -> int:

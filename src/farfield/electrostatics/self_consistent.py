@@ -18,6 +18,7 @@ linear map: its backward pass is its transpose, 1 − K B₀⁻¹ A, so every ba
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -51,14 +52,14 @@ class InducedSystem:
     """
 
     def __init__(self, apply: Apply, susceptibility: Susceptibility, tolerance: float, max_iterations: int) -> None:
-        self._apply, self._susceptibility = apply, susceptibility
+        self.apply, self._susceptibility = apply, susceptibility
         self._tolerance, self._max_iterations = tolerance, max_iterations
         #: Steps of the last solution.
         self.iterations = 0
 
     def matrix(self, x: Float[Tensor, "atoms columns"]) -> Float[Tensor, "atoms columns"]:
         """(1 + A K) x, with its graph."""
-        return x + self._apply(self._susceptibility(x))
+        return x + self.apply(self._susceptibility(x))
 
     @torch.no_grad()
     def solve(self, b: Float[Tensor, "atoms columns"]) -> tuple[Tensor, Float[Tensor, " systems"]]:
@@ -89,7 +90,7 @@ class InducedSystem:
             if iterations == self._max_iterations:
                 self._refuse_unconverged((squared / start).sqrt() * active)
             induced = K.local(direction)
-            image = direction + K.project(self._apply(induced))
+            image = direction + K.project(self.apply(induced))
             curvature = dot(induced, image)
             flat = active & ~(curvature > 0)
             if bool(flat.any()):
@@ -142,8 +143,26 @@ class InducedSystem:
     def _solved(self, v: Tensor, transposed: bool) -> Tensor:
         """B₀⁻¹ v or its transpose, without a graph."""
         if transposed:
-            return v - self._susceptibility(self.solve(self._apply(v))[0])
+            return v - self._susceptibility(self.solve(self.apply(v))[0])
         return self.solve(v)[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """Potentials that induce, as found, and what makes them functions of everything else."""
+
+    system: InducedSystem
+    drive: Tensor
+    found: Tensor
+    residual: Tensor
+    with_graph: bool
+
+    def stepped(self, steps: int, *, negligible: int) -> Tensor:
+        """Give the solution with so many orders of its derivatives (`InducedSystem.frozen_inverse`)."""
+        x, system = self.found, self.system
+        for _ in range(steps if self.with_graph and torch.is_grad_enabled() else 0):
+            x = x + system.frozen_inverse(-self.drive - system.matrix(x), negligible=negligible)
+        return x
 
 
 class _FrozenInverse(torch.autograd.Function):

@@ -14,6 +14,7 @@ from ase.calculators.calculator import Calculator as AseCalculator
 from ase.calculators.calculator import PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
+from farfield.card import EpsilonInfinity
 from farfield.engines.skin import SkinNeighbors
 from farfield.ensemble import Ensemble, combine
 from farfield.model import Model, load
@@ -62,7 +63,8 @@ class Calculator(AseCalculator):
     Attributes
     ----------
     screening
-        How the last charges are to be read: ``"vacuum"``, ``"epsilon_infinity=…"`` or ``"latent"`` (`Model.screening`).
+        How the last charges are to be read: ``"vacuum"``, ``"epsilon_infinity=…"``, ``"explicit"`` or ``"latent"``
+        (`Model.screening`).
 
     Raises
     ------
@@ -83,7 +85,7 @@ class Calculator(AseCalculator):
         *,
         skin: float = 1.0,
         total_charge: float | None = None,
-        epsilon_infinity: float | None = None,
+        epsilon_infinity: EpsilonInfinity | None = None,
         harmonics: int | None = None,
         fit: Literal["flat", "radius"] = "radius",
         mean: Mean | None = None,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -206,11 +207,39 @@ def evaluate(
     )
 
 
+#: Why labels are left out, and what there is to say of some that are not, by what `_judged` calls it.
+_NOTES = {
+    "unanswered": "the model has no response, so {} polarizability labels are left out",
+    "partly periodic": "{} polarizability labels of slabs or wires are left out: no label says whether the field along "
+    "their open axes is the macroscopic one or the one applied",
+    "quanta": "{} dipole or quadrupole labels of periodic systems are left out: they are known up to a quantum",
+    "open stress": "{} stress labels of systems that are not periodic along all axes are left out",
+    "one-shot": "{} polarizabilities of bulk are those of one-shot response, where dipoles do not feel each other: "
+    "with the right energies of long waves it has 1 − 1/ε∞ where labels have ε∞ − 1; response='scf' has no such limit",
+}
+
+
+def _judged(model: Computes, key: str, pbc: torch.Tensor) -> tuple[bool, str | None]:
+    """Whether a label of a system with this periodicity can be compared, and what of `_NOTES` there is to say of it."""
+    bulk, periodic = bool(pbc.all()), bool(pbc.any())
+    if key in ("dipole", "quadrupole") and periodic:
+        return False, "quanta"
+    if key == "stress" and not bulk:
+        return False, "open stress"
+    if key != "polarizability":
+        return True, None
+    if not bool(getattr(model, "is_polarizable", True)):
+        return False, "unanswered"
+    if periodic and not bulk:
+        return False, "partly periodic"
+    return True, "one-shot" if bulk and not bool(getattr(model, "is_self_consistent", True)) else None
+
+
 def _usable(model: Computes, data: Dataset, keys: list[str], notes: list[str]) -> list[set[str]]:
-    """For each system, the keys that it can be compared by; what is left out goes to the notes."""
+    """For each system, the keys that it can be compared by; what there is to say of the others goes to the notes."""
     charged = _has_charges(model)
-    stiff = not bool(getattr(model, "is_polarizable", True))
-    periodic, open_stress, silent, unanswered = 0, 0, set(), 0
+    silent: set[str] = set()
+    said: Counter[str] = Counter()
     wanted = []
     for sample in data:
         here = set()
@@ -219,25 +248,16 @@ def _usable(model: Computes, data: Dataset, keys: list[str], notes: list[str]) -
                 continue
             if key in _ELECTRIC and not charged:
                 silent.add(key)
-            elif key == "polarizability" and stiff:
-                unanswered += 1
-            elif key in ("dipole", "quadrupole") and bool(sample.batch.pbc.any()):
-                periodic += 1
-            elif key == "stress" and not bool(sample.batch.pbc.all()):
-                open_stress += 1
-            else:
+                continue
+            compared, note = _judged(model, key, sample.batch.pbc)
+            if compared:
                 here.add(key)
+            if note is not None:
+                said[note] += 1
         wanted.append(here)
     if silent:
         notes.append(f"the model has no charges, so the labels {sorted(silent)} are left out")
-    if unanswered:
-        notes.append(f"the model has no response, so {unanswered} polarizability labels are left out")
-    if periodic:
-        notes.append(
-            f"{periodic} dipole or quadrupole labels of periodic systems are left out: they are known up to a quantum"
-        )
-    if open_stress:
-        notes.append(f"{open_stress} stress labels of systems that are not periodic along all axes are left out")
+    notes += [text.format(said[name]) for name, text in _NOTES.items() if said[name]]
     if not any(wanted) and not notes:
         notes.append(
             "The data have none of the labels that are looked for: map their names with `columns` (--column). "
@@ -282,14 +302,19 @@ def _predict(
     notes: list[str],
 ) -> dict[str, list[Comparison]]:
     rows: dict[str, list[Comparison]] = {}
-    latent = 0
+    latent, rests = 0, []
     for group in _groups(data, wanted, atoms_per_batch):
         keys = [key for key in QUANTITIES if key in wanted[group[0]]]
         samples = [data[index] for index in group]
         # The model makes its own neighbour lists, at its own cutoff.
         batch = concatenate([dataclasses.replace(sample.batch, neighbors=None) for sample in samples])
-        output = model.compute(batch, properties=[QUANTITIES[key].label for key in keys], **options)
+        properties = [QUANTITIES[key].label for key in keys]
+        if "polarizability" in keys and bool(getattr(model, "is_polarizable", False)):
+            properties.append("epsilon_e")
+        output = model.compute(batch, properties=properties, **options)
         latent += list(output.get("screening", ())).count("latent")
+        if "epsilon_e" in output:
+            rests += torch.as_tensor(output["epsilon_e"])[batch.pbc.all(dim=1)].tolist()
         counts = [sample.batch.n_atoms for sample in samples]
         for key in keys:
             values = torch.as_tensor(output[QUANTITIES[key].label]).detach().cpu().double().numpy()
@@ -301,9 +326,14 @@ def _predict(
             progress(group[-1] + 1, len(data))
     if latent:
         notes.append(
-            f"charges and Born charges of {latent} periodic systems are latent, that is physical ones over √ε∞, "
-            "because "
-            "nobody said what ε∞ is: give it (--epsilon-infinity)"
+            f"charges and Born charges of {latent} periodic systems are latent, that is physical ones over √ε∞, and "
+            "polarizabilities those of the model's own response, because nobody said what ε∞ is: give it "
+            "(--epsilon-infinity)"
+        )
+    if any(abs(rest - 1.0) > 0.01 for rest in rests):
+        notes.append(
+            f"polarizabilities of {len(rests)} periodic systems are what the model's own response makes of ε∞; labels "
+            f"have V (ε_e − 1)/4π more, with the ε_e that it leaves for its charges, {np.mean(rests):.3g} in the mean"
         )
     return rows
 

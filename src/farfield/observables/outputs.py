@@ -55,8 +55,8 @@ def screened_epsilon(
         response = potential.response(ready)
         total = None
         far = potential.long_range
-        if far is not None and far.linear_response.mode == "scf":
-            total = batch.sum_over_atoms(potential.atomic_polarizabilities(ready))
+        if far is not None and response is not None and far.linear_response.mode == "scf":
+            total = far.total_polarizability(ready, response)
         return effective_epsilon(batch, epsilon, response, total, screening)
 
 

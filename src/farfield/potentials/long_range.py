@@ -18,7 +18,8 @@ from farfield.atoms.frames import open_arms
 from farfield.electrostatics.coulomb import Coulomb
 from farfield.electrostatics.distributed import sum_over_ranks, to_each_rank, together
 from farfield.electrostatics.multipoles import Multipoles, traceless
-from farfield.electrostatics.response import MODES, LinearResponse, ResponseResult, field_energy
+from farfield.electrostatics.response import MODES, LinearResponse, ResponseResult
+from farfield.electrostatics.response_drive import field_energy
 from farfield.electrostatics.susceptibility import Response
 from farfield.potentials.baselines import BOND_REACH, bond_increments, charge_table, free_atom_table, look_up_free_atoms
 from farfield.potentials.features import Features
@@ -380,14 +381,16 @@ class LongRange(nn.Module):
 
     def atomic_polarizabilities(self, batch: AtomicBatch, features: Features) -> Float[Tensor, "atoms 3 3"]:
         """Latent ∂(moment)/∂F of each atom (e²·Å²/eV), as `LinearResponse.polarizability`; zero without response."""
-        return self.answers(batch, self.response(batch, features))
-
-    def answers(self, batch: AtomicBatch, response: Response | None) -> Float[Tensor, "atoms 3 3"]:
-        """As `atomic_polarizabilities`, of a response of this module that is known already."""
+        response = self.response(batch, features)
         if response is None:
             return batch.positions.new_zeros(batch.n_atoms, 3, 3)
         plan = self.coulomb.plan_of(batch, self._highest_order)
         return self.linear_response.polarizability(batch, response, plan, order=self._permanent_order)
+
+    def total_polarizability(self, batch: AtomicBatch, response: Response) -> Float[Tensor, "systems 3 3"]:
+        """Latent ∂P/∂F of each system (e²·Å²/eV), as `LinearResponse.total_polarizability`, of a known response."""
+        plan = self.coulomb.plan_of(batch, self._highest_order)
+        return self.linear_response.total_polarizability(batch, response, plan, order=self._permanent_order)
 
     def _result(self, batch: AtomicBatch, features: Features, scale: Tensor | None) -> LongRangeResult:
         multipoles, excess = self._multipoles(batch, features, False)

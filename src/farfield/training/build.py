@@ -174,7 +174,7 @@ def build_potential(config: ModelConfig, train: Dataset, dtype: torch.dtype = to
             if own in arguments:
                 raise ConfigError(f"model.long_range.{own}: follows from the backbone, leave it out")
         widths = {"scalars": backbone.n_scalars, "vectors": backbone.n_vectors, "tensors": backbone.n_tensors}
-        if config.epsilon_infinity is not None:
+        if config.epsilon_infinity is not None and not isinstance(config.epsilon_infinity, str):
             arguments.setdefault("epsilon_infinity", config.epsilon_infinity)
         long_range = _construct(LongRange, {**widths, **arguments}, "model.long_range")
     return AugmentedPotential(

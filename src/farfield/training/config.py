@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from farfield.card import EpsilonInfinity, check_epsilon_infinity
 from farfield.datasets.quantities import INTERACTIONS, Columns, Conventions, Units
 
 #: Parts of the loss that every potential has.
@@ -154,14 +155,15 @@ class ModelConfig(_Strict):
         element symbol to energy (eV).
     epsilon_infinity
         High-frequency dielectric constant of the bulk, where it is known; it goes into the card, and into a constraint
-        on the total charge.
+        on the total charge. ``explicit``: the model's own response makes all of it, as labels of polarizabilities of
+        bulk ask it to; this needs ``induced_dipoles`` and ``response: scf``.
     """
 
     backbone: dict[str, Any]
     long_range: dict[str, Any] | None = None
     zbl: bool = False
     reference_energies: Literal["least-squares", "host", "none"] | dict[str, float] = "least-squares"
-    epsilon_infinity: float | None = Field(default=None, gt=0)
+    epsilon_infinity: EpsilonInfinity | None = None
 
     @field_validator("backbone")
     @classmethod
@@ -173,6 +175,23 @@ class ModelConfig(_Strict):
         if "checkpoint" in value and "host" not in value:
             raise ValueError("`checkpoint` is a file of a host: name it, for example host: mace")
         return value
+
+    @field_validator("epsilon_infinity", mode="before")
+    @classmethod
+    def _epsilon(cls, value: Any) -> Any:
+        check_epsilon_infinity(value)
+        return value
+
+    @model_validator(mode="after")
+    def _explicit(self) -> ModelConfig:
+        far = self.long_range or {}
+        if self.epsilon_infinity == "explicit" and not (far.get("induced_dipoles") and far.get("response") == "scf"):
+            raise ValueError(
+                "`epsilon_infinity` is 'explicit', but only induced dipoles that feel each other can make all of ε∞ "
+                "(one-shot response that did would multiply long-wave energies by 1 − χ = 2 − ε∞ instead of 1/ε∞): set "
+                "`long_range.induced_dipoles: true` and `long_range.response: scf`, or give a number"
+            )
+        return self
 
     @model_validator(mode="after")
     def _host_energies(self) -> ModelConfig:
@@ -205,8 +224,9 @@ class StageConfig(_Strict):
     dipole, charges, polarizability, born_charges
         Weights of labels that need a model with a long range: dipoles (e·Å, of whole systems), atomic charges (e),
         polarizabilities (Å³, of whole systems; the model needs response) and Born charges (e), each the mean over its
-        components. Dipoles and polarizabilities count in systems that are open along all axes; charges and Born charges
-        there, and in systems that are periodic along all three axes where ``model.epsilon_infinity`` is given.
+        components. All count in systems that are open along all axes; charges and Born charges also in systems that
+        are periodic along all three axes where ``model.epsilon_infinity`` is given, polarizabilities there where it is
+        ``explicit``.
     """
 
     from_epoch: int = Field(default=0, ge=0)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from farfield.card import EpsilonInfinity
 from farfield.datasets.dataset import IN_FLOAT64, LABEL_SHAPES, Dataset, Sample, load_dataset
 from farfield.training.config import INTERACTION_PARTS, ConfigError, SourceConfig, TrainingConfig
 from farfield.training.losses import compares_fragments, used_labels
@@ -52,7 +53,7 @@ class TrainingData:
         return sorted(lines)
 
 
-def _with_labels(sample: Sample, names: Sequence[str], epsilon_infinity: float | None) -> Sample:
+def _with_labels(sample: Sample, names: Sequence[str], epsilon_infinity: EpsilonInfinity | None) -> Sample:
     """Return a sample of one system with just these labels, NaN where it lacks one."""
     known, labels = dict(sample.labels), {}
     if sample.batch.total_charge is not None:

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from farfield.card import EpsilonInfinity
 from farfield.datasets.dataset import Sample
 from farfield.observables.outputs import in_gauge
 from farfield.potentials.augmented import AugmentedPotential
@@ -41,7 +42,8 @@ class PotentialModule(LightningModule):
     optimizer
         Optimizer section of the configuration.
     epsilon_infinity
-        ε∞ of 3D-periodic systems, where it is known: charges and Born charges of these are physical with it only.
+        ε∞ of 3D-periodic systems, where it is known: charges and Born charges of these are physical with it only,
+        polarizabilities if it is ``"explicit"``.
     gauge_sign
         Physical over latent sign of the charges, where the loss has labels that tell it.
     """
@@ -52,7 +54,7 @@ class PotentialModule(LightningModule):
         loss: LossConfig,
         optimizer: OptimizerConfig,
         *,
-        epsilon_infinity: float | None = None,
+        epsilon_infinity: EpsilonInfinity | None = None,
         gauge_sign: int = 1,
     ) -> None:
         super().__init__()

@@ -2,6 +2,13 @@
 
 Labels are physical, a potential's multipoles latent: the gauge sign, and in bulk √ε_e, stand between them just as in
 `farfield.Model`. Energies do not tell the sign; labels do, so that it is fixed as long as they are trained on.
+
+Polarizabilities of bulk are labels where ε∞ is ``"explicit"``, made by the model's own response alone. The label is
+that of all electrons, V (ε − 1)/4π with the frame's own ε; what a model reports is its own part, ε_e V (ε_m − 1)/4π
+with ε_m that of its response. Both are the same thing at ε_e = 1 only, where equality means ε_m = ε, in every frame and
+direction. With a number for ε∞, ε_e = ε∞/ε_m, and equality (of traces) means ε_m = ε∞/(ε∞ + 1 − ε): right where ε = ε∞,
+but what frames differ by comes out ε∞ times too large, and nothing solves it from ε = ε∞ + 1 on. Whether gradients flow
+through ε_e makes no difference: they change the way to this point, not the point.
 """
 
 from __future__ import annotations
@@ -13,28 +20,30 @@ from jaxtyping import Float
 from torch import Tensor
 
 from farfield.atoms.batch import AtomicBatch
+from farfield.card import EpsilonInfinity
 from farfield.datasets.dataset import Sample
 from farfield.observables.born import born_charges
-from farfield.observables.moments import dipole_moment, physical, scale_of_atoms
+from farfield.observables.moments import dipole_moment, physical
 from farfield.observables.outputs import ScaledPotential, screened_epsilon
 from farfield.potentials.augmented import AugmentedPotential
 from farfield.potentials.long_range import LongRangeResult
+from farfield.training.config import RESPONSE_PARTS
 from farfield.units import COULOMB_CONSTANT
 
 #: Labels that tell the sign of the charges; a polarizability does not.
 SIGNED = ("dipole", "charges", "born_charges")
 
 
-def counts_in(part: str, batch: AtomicBatch, epsilon_infinity: float | None) -> bool:
+def counts_in(part: str, batch: AtomicBatch, epsilon_infinity: EpsilonInfinity | None) -> bool:
     """Whether a label of one system means something the loss can compare with (see `RULES`)."""
-    periodic = batch.pbc
+    bulk, opened = bool(batch.pbc.all()), not bool(batch.pbc.any())
     if part == "stress":
-        return bool(periodic.all())
-    if part in ("dipole", "polarizability"):
-        return not bool(periodic.any())
-    if part in ("charges", "born_charges"):
-        return not bool(periodic.any()) or (bool(periodic.all()) and epsilon_infinity is not None)
-    return True
+        return bulk
+    if part not in RESPONSE_PARTS or opened:
+        return True
+    if part == "dipole":
+        return False
+    return bulk and (epsilon_infinity == "explicit" if part == "polarizability" else epsilon_infinity is not None)
 
 
 #: Where labels count, for messages.
@@ -44,7 +53,8 @@ RULES = {
     "interaction_forces": "they need fragments, see farfield.datasets.fragments",
     "stress": "a stress counts where all three axes are periodic",
     "dipole": "a dipole counts in systems that are open along all axes: in periodic ones it is known up to quanta only",
-    "polarizability": "a polarizability counts in systems that are open along all axes",
+    "polarizability": "a polarizability counts in systems that are open along all axes, and where all three are "
+    "periodic with model.epsilon_infinity: explicit, not a number, as the label says itself what ε∞ is",
     "charges": "charges count in systems that are open along all axes, and where all three are periodic with "
     "model.epsilon_infinity given",
     "born_charges": "Born charges count in systems that are open along all axes, and where all three are periodic with "
@@ -53,15 +63,15 @@ RULES = {
 
 
 def training_scale(
-    potential: AugmentedPotential, batch: AtomicBatch, sign: int, epsilon_infinity: float | None
+    potential: AugmentedPotential, batch: AtomicBatch, sign: int, epsilon_infinity: EpsilonInfinity | None
 ) -> Float[Tensor, " systems"]:
     """Physical over latent multipoles, shape (systems,), float64, without a graph: gauge sign times √ε_e.
 
-    ε_e is 1 but in 3D-periodic systems where ε∞ is known. A model's own polarizability, which is part of ε_e, changes
-    slowly in training: no gradient flows through it.
+    ε_e is 1 but in 3D-periodic systems where a number is known for ε∞. A model's own polarizability, which is part of
+    ε_e, changes slowly in training: no gradient flows through it.
     """
     epsilon = torch.ones(batch.n_systems, dtype=torch.float64, device=batch.pbc.device)
-    if epsilon_infinity is not None:
+    if epsilon_infinity is not None and not isinstance(epsilon_infinity, str):
         bulk = batch.pbc.all(dim=1)
         epsilon = torch.where(bulk, float(epsilon_infinity), epsilon)
         far = potential.long_range
@@ -77,7 +87,7 @@ def responses_of(
     parts: Sequence[str],
     *,
     sign: int,
-    epsilon_infinity: float | None,
+    epsilon_infinity: EpsilonInfinity | None,
     create_graph: bool,
 ) -> dict[str, Tensor]:
     """Compute physical predictions for labels, with their graph in the parameters.
@@ -114,7 +124,7 @@ def responses_of(
     module, batch = potential.long_range, sample.batch
     if module is None:
         raise ValueError("`potential` has no long-range part and so no charges: build it with a `LongRange`")
-    # Only these are compared in bulk; χ, which ε_e needs, is looked at for no other.
+    # Of what is compared in bulk only these have an ε_e; χ, which it needs, is looked at for no other.
     screened = "charges" in parts or "born_charges" in parts
     scale = training_scale(potential, batch, sign, epsilon_infinity if screened else None)
     values: dict[str, Tensor] = {}
@@ -133,9 +143,9 @@ def responses_of(
         if bool(label.isnan().all()):
             values[part] = torch.zeros_like(label)
         elif part == "polarizability":
-            factor = COULOMB_CONSTANT * scale_of_atoms(batch, scale).square()
-            total = batch.sum_over_atoms(module.answers(batch, far.response) * factor[:, None, None])
-            values[part] = 0.5 * (total + total.mT)
+            assert far.response is not None  # noqa: S101 - the configuration refuses such labels without response
+            # Physical as it is: such labels count only where ε_e = 1.
+            values[part] = COULOMB_CONSTANT * module.total_polarizability(batch, far.response).to(label)
         else:
             model = ScaledPotential(potential, sign, scale)
             values[part] = born_charges(model, batch, scale=scale, create_graph=create_graph)
