@@ -139,7 +139,7 @@ def nvalchemi_energy(batch: AtomicBatch, spacing: float) -> Energy:
 
 
 def nvalchemi_multipole_energy(batch: AtomicBatch, spacing: float) -> Energy:
-    """Reciprocal part of nvalchemi-toolkit-ops' particle mesh of Gaussian multipoles, with the highest order it has.
+    """Reciprocal part of nvalchemi-toolkit-ops' particle mesh of Gaussian multipoles.
 
     Its Gaussians and its splitting are one here, as what is between them is the real-space part: e^{−σ²k²/2} of ours is
     e^{−s²k² − k²/4α²} of its.
@@ -157,7 +157,7 @@ def nvalchemi_multipole_energy(batch: AtomicBatch, spacing: float) -> Energy:
             sigma=0.5,
             alpha=1.0,
             mesh_dimensions=dimensions,
-            spline_order=6,
+            spline_order=5,
         ).sum()
 
     return energy
