@@ -86,7 +86,7 @@ HOSTS = {
     ),
 }
 
-CHARGES = {"total_charge": "constraint", "bond_charges": 0.4}
+CHARGES = {"total_charge": "constraint", "bond_charges": 0.4, "charge_scale": 0.05}
 
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "short": None,
