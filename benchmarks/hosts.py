@@ -47,8 +47,8 @@ class Host:
     epochs: int
     #: The best of two or three after two to six epochs.
     learning_rate: float
-    #: Charges start from bonds (`CHARGES`). Where they move freely before the short range has learned, they shrink so fast
-    #: that those of some elements end with the other sign; MACE's features grow tenfold, and its charges are freer.
+    #: Charges start from bonds (`CHARGES`). Where they move freely before the short range has learned, they shrink so
+    #: fast that those of some elements end with the other sign; MACE's features grow tenfold, so its charges are freer.
     charge_scale: float = 0.05
 
 

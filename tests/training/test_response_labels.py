@@ -17,11 +17,13 @@ from small_training import clusters, loss_in, slopes_of, small_config
 from farfield.card import ModelCard
 from farfield.datasets.dataset import Sample, collate
 from farfield.model import Model
+from farfield.observables.born import born_charges
 from farfield.training import train
 from farfield.training.checkpoint import load_checkpoint, save_checkpoint
 from farfield.training.config import INTERACTION_PARTS, LONG_RANGE_PARTS, RESPONSE_PARTS, ConfigError
 from farfield.training.data import load_training_data
 from farfield.training.loop import Trainer
+from farfield.training.losses import loss_of
 from farfield.training.reading import parse_config
 
 COLUMNS = {"dipole": "mu", "charges": "q", "polarizability": "alpha", "born_charges": "z"}
@@ -114,6 +116,32 @@ def test_labels_that_are_not_known_contribute_nothing(tmp_path: Path) -> None:
     assert unlabelled.item() == 0.0
     gradients = torch.autograd.grad(unlabelled, parameters, allow_unused=True, materialize_grads=True)
     assert all(bool((gradient == 0).all()) for gradient in gradients)
+
+
+def test_born_charges_without_weight_are_not_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They cost several times the rest: a stage before theirs takes steps without them, to the same loss."""
+    config = response_config(tmp_path, labelled(2), {"energy": 1, "forces": 1})
+    config["loss"]["stages"] = [
+        {"energy": 1, "forces": 1},
+        {"from_epoch": 3, "energy": 1, "forces": 1, "born_charges": 1},
+    ]
+    trainer = trainer_of(config)
+    sample, calls = batch_of(trainer), []
+
+    def counted(*arguments: Any, **options: Any) -> torch.Tensor:
+        calls.append(1)
+        return born_charges(*arguments, **options)
+
+    monkeypatch.setattr("farfield.training.responses.born_charges", counted)
+    early = trainer.module.training_step(sample)
+    assert not calls
+    trainer.module.set_loss_epoch(3)
+    late = trainer.module.training_step(sample)
+    assert len(calls) == 1
+    assert late > early
+    errors = trainer.module.errors(trainer.potential, sample, create_graph=False)
+    known = loss_of(errors, {**trainer.module.weights, "born_charges": 0.0}, trainer.module.loss_config)
+    assert early.item() == pytest.approx(known.item(), rel=1e-12)
 
 
 @pytest.mark.parametrize("rule", ["constraint", None])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -98,10 +99,17 @@ class PotentialModule(LightningModule):
 
     def forward(self, sample: Sample, batch_idx: int = 0) -> Tensor:
         """Return the loss of a batch; its errors are added to ``sums`` where that is set."""
-        errors = self.errors(self.potential, sample, create_graph=True)
+        errors = self.errors(self.potential, self._counting(sample), create_graph=True)
         if self.sums is not None:
             self.sums.add(errors, self.loss_config)
         return loss_of(errors, self.weights, self.loss_config)
+
+    def _counting(self, sample: Sample) -> Sample:
+        """Leave out Born charges that have no weight yet: they cost several times as much as all the rest."""
+        label = sample.labels.get("born_charges")
+        if label is None or self.weights["born_charges"] != 0:
+            return sample
+        return dataclasses.replace(sample, labels={**sample.labels, "born_charges": torch.full_like(label, torch.nan)})
 
     def training_step(self, sample: Sample, batch_idx: int = 0) -> Tensor:
         """Return the loss of a batch."""
