@@ -9,7 +9,8 @@ rates) with fewer epochs, and with
 * ``short``: no far field;
 * ``q``: latent charges;
 * ``q+u``: latent dipoles, too, as shipped;
-* ``all``: quadrupoles, induced dipoles and induced charges besides, self-consistently;
+* ``all``: quadrupoles, induced dipoles and induced charges besides, self-consistently. Their polarizability is
+  only what the model's own response makes of ε∞, which is given as a number here;
 * ``labels``: charges, dipoles and anisotropic induced dipoles, self-consistently, which make all of the response
   themselves (``epsilon_infinity: explicit``): polarizabilities of the frames trained on are labels, and Born charges
   in the last third of the epochs.

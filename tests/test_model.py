@@ -14,7 +14,7 @@ from small_models import small_model
 from farfield import observables, zoo
 from farfield.card import ModelCard
 from farfield.ensemble import Ensemble
-from farfield.gauge import find_gauge, fix_gauge
+from farfield.gauge import BORN_SYSTEMS, find_gauge, fix_gauge
 from farfield.model import PROPERTIES, Model, load
 from farfield.model_file import ModelFileError
 from farfield.observables import MultipoleModel
@@ -380,6 +380,27 @@ def test_gauge_of_atomic_dipoles_is_by_born_charges(molecules, seed):
         assert "Born charge of O" in model.card.gauge
         charges.add(float(np.sign(answers["charges"][oxygen].mean())))
     assert charges == {1.0, -1.0}, "charges alone should have said the opposite once"
+
+
+def test_gauge_of_atomic_dipoles_turns_with_the_multipoles(molecules):
+    """In ions too, whose total charge says nothing of the sign where no constraint binds them to it."""
+    ions = [named_molecule("OH"), named_molecule("CH3O")]
+    model = small_model(2, dipoles=True)
+    batch = model.as_batch(ions, total_charge=-1.0)
+    sign, reason = find_gauge(model.potential, batch)
+    far = model.potential.long_range
+    far.charges.scale, far.dipoles.scale = -far.charges.scale, -far.dipoles.scale
+    assert find_gauge(model.potential, batch) == (-sign, reason)
+
+
+def test_gauge_of_atomic_dipoles_looks_at_the_systems_that_tell(molecules):
+    """Those with the most electronegative element, wherever they stand, and no more of them than are enough."""
+    model = small_model(1, dipoles=True)
+    methane = [model.as_batch(named_molecule("CH4")) for _ in range(BORN_SYSTEMS)]
+    water = model.as_batch(named_molecule("H2O"))
+    assert find_gauge(model.potential, [*methane, water]) == find_gauge(model.potential, water)
+    enough = [water] * BORN_SYSTEMS
+    assert f"{BORN_SYSTEMS} atoms" in find_gauge(model.potential, [*enough, water])[1]
 
 
 def test_gauge_by_reference_dipoles(molecules):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, Literal, Self
 
 #: ε∞ of the bulk, or that the model's own response makes all of it.
@@ -32,7 +33,7 @@ def check_epsilon_infinity(value: object) -> None:
     ValueError
         If it is neither a positive number, nor ``"explicit"``, nor None.
     """
-    number = value if isinstance(value, int | float) else 0.0
+    number = float(value) if isinstance(value, Real) else 0.0
     if value in (None, "explicit") or number > 0:
         return
     raise ValueError(

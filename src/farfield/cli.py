@@ -54,8 +54,26 @@ BornOrderOption = Annotated[
     ),
 ]
 StressSignOption = Annotated[str, typer.Option(help="Sign of stress labels: tensile (ASE) or compressive.")]
+
+
+def _epsilon(text: str) -> float | str:
+    """Read a dielectric constant, or the word that says that the model's response makes all of it."""
+    if text == "explicit":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is neither a number nor 'explicit'") from None
+
+
 EpsilonOption = Annotated[
-    float | None, typer.Option(help="High-frequency dielectric constant of periodic systems, instead of the model's.")
+    Any,
+    typer.Option(
+        parser=_epsilon,
+        metavar="NUMBER",
+        help="High-frequency dielectric constant of periodic systems, instead of the model's; or 'explicit', if the "
+        "model's own response makes all of it.",
+    ),
 ]
 HarmonicsOption = Annotated[int | None, typer.Option(help="Lattice harmonics for Born charges of periodic systems.")]
 ExactOption = Annotated[

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from farfield.atoms.batch import AtomicBatch
+from farfield.atoms.chunks import chunks
 from farfield.atoms.electronegativity import most_electronegative
 from farfield.model import Model
 from farfield.observables.born import born_charges
@@ -17,8 +18,9 @@ from farfield.observables.moments import dipole_moment, with_neighbors
 from farfield.potentials.augmented import AugmentedPotential
 from farfield.potentials.long_range import LongRange
 
-#: How many systems' Born charges are looked at, where these decide.
+#: How many systems' Born charges are looked at, where these decide, and how many atoms at a time.
 BORN_SYSTEMS = 64
+BORN_ATOMS = 2000
 
 
 def fix_gauge(
@@ -62,7 +64,8 @@ def find_gauge(
     The first of these that applies: charges that are constrained to non-zero total charges have their sign from them;
     given reference dipoles correlate positively with those of the potential; the mean charge of the most
     electronegative element is negative, or, where atoms have permanent dipoles too, which can take over what charges
-    do, its mean isotropic Born charge in the first `BORN_SYSTEMS` systems; else the sign is arbitrary.
+    do, its mean isotropic Born charge, that of the permanent multipoles, in some `BORN_SYSTEMS` systems that have it;
+    else the sign is arbitrary.
 
     Parameters
     ----------
@@ -88,22 +91,30 @@ def find_gauge(
     far = potential.long_range
     if far is None:
         return 1, "no charges: the model has no long-range part"
-    bound, product, n_batches, n_systems = False, 0.0, 0, 0
+    bound, product, n_batches = False, 0.0, 0
     by_element = torch.zeros(2, 119, dtype=torch.float64)  # charges and atoms, by atomic number
+    element, n_systems = None, 0  # the most electronegative one so far, and systems counted that have it
     for batch, reference in _with_references(batches, reference_dipoles):
         n_batches += 1
         bound = bound or _is_bound(far, batch)
         ready = with_neighbors(potential, batch.to(device=next(potential.parameters()).device, dtype=potential.dtype))
-        with torch.no_grad():
-            multipoles = potential.multipoles(ready)
+        if far.dipoles is None or reference is not None:
+            with torch.no_grad():
+                multipoles = potential.multipoles(ready)
             if reference is not None:
                 ours = dipole_moment(ready, multipoles, origin="centre")
                 product += float((ours * reference.to(ours)).nan_to_num(nan=0.0).sum())
-        if far.dipoles is None:
             _count(by_element, batch, multipoles.charges)
-        elif reference_dipoles is None and not bound and n_systems < BORN_SYSTEMS:
-            n_systems += batch.n_systems
-            _count(by_element, batch, _born(potential, ready))
+        elif not bound:
+            before, here = element, batch.numbers.unique().tolist()
+            element = most_electronegative(here if before is None else [before, *here])
+            if element != before:
+                by_element.zero_()
+                n_systems = 0
+            if element in here and n_systems < BORN_SYSTEMS:
+                n_systems += batch.n_systems
+                for part in chunks(ready, BORN_ATOMS):
+                    _count(by_element, part, _born(potential, with_neighbors(potential, part)))
     if n_batches == 0:
         raise ValueError("`batches` is empty: give some structures to fix the sign of the charges with")
     if bound:
@@ -148,11 +159,18 @@ def _count(by_element: Float[Tensor, "2 elements"], batch: AtomicBatch, charges:
 
 
 def _born(potential: AugmentedPotential, batch: AtomicBatch) -> Float[Tensor, " atoms"]:
-    """Isotropic Born charges (latent e), along periodic axes by one harmonic: the sign is all that is asked."""
+    """Isotropic Born charges (latent e), along periodic axes by one harmonic: the sign is all that is asked.
+
+    Less the even share of a known total charge that is put into them, so that they turn with the sign of the
+    multipoles, in ions, too.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # displacements may be ambiguous here
         born = born_charges(potential, batch, harmonics=1).detach()
-    return born.diagonal(dim1=1, dim2=2).mean(1)
+    charges = born.diagonal(dim1=1, dim2=2).mean(1)
+    if batch.total_charge is not None:
+        charges = charges - (batch.total_charge / batch.counts).to(charges)[batch.system]
+    return charges
 
 
 def _most_negative(by_element: Float[Tensor, "2 elements"], what: str) -> tuple[float, str]:

@@ -309,7 +309,7 @@ def _predict(
         # The model makes its own neighbour lists, at its own cutoff.
         batch = concatenate([dataclasses.replace(sample.batch, neighbors=None) for sample in samples])
         properties = [QUANTITIES[key].label for key in keys]
-        if "polarizability" in keys and bool(getattr(model, "is_polarizable", False)):
+        if "polarizability" in keys and bool(getattr(model, "is_self_consistent", False)):
             properties.append("epsilon_e")
         output = model.compute(batch, properties=properties, **options)
         latent += list(output.get("screening", ())).count("latent")

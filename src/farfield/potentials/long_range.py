@@ -360,8 +360,7 @@ class LongRange(nn.Module):
         result = self._result(batch, directed, scale)
         moments = self.polarizing(batch, result)
         if detach_total and self.total_charge == "constraint":
-            detached = self._multipoles(batch, directed, True)[0].charges
-            moments = moments.replace(charges=moments.charges - result.multipoles.charges + detached)
+            moments = moments.replace(charges=self._multipoles(batch, directed, True)[0].charges)
         return moments
 
     def polarizing(self, batch: AtomicBatch, result: LongRangeResult) -> Multipoles:

@@ -69,6 +69,8 @@ class PotentialModule(LightningModule):
         self.gauge_sign = gauge_sign
         self.weights = weights_at(loss.stages, 0)
         self.sums: ErrorSums | None = None
+        # Whether errors of training decide something by the weights of the last stage, from the first epoch on.
+        self.measures_all = False
 
     def set_loss_epoch(self, epoch: int) -> None:
         """Take the loss weights of an epoch."""
@@ -107,7 +109,7 @@ class PotentialModule(LightningModule):
     def _counting(self, sample: Sample) -> Sample:
         """Leave out Born charges that have no weight yet: they cost several times as much as all the rest."""
         label = sample.labels.get("born_charges")
-        if label is None or self.weights["born_charges"] != 0:
+        if label is None or self.measures_all or self.weights.get("born_charges", 0.0) != 0:
             return sample
         return dataclasses.replace(sample, labels={**sample.labels, "born_charges": torch.full_like(label, torch.nan)})
 

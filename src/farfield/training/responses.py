@@ -125,7 +125,9 @@ def responses_of(
     if module is None:
         raise ValueError("`potential` has no long-range part and so no charges: build it with a `LongRange`")
     # Of what is compared in bulk only these have an ε_e; χ, which it needs, is looked at for no other.
-    screened = "charges" in parts or "born_charges" in parts
+    screened = any(
+        part in parts and not bool(sample.labels[part].isnan().all()) for part in ("charges", "born_charges")
+    )
     scale = training_scale(potential, batch, sign, epsilon_infinity if screened else None)
     values: dict[str, Tensor] = {}
     if "total_charge" in parts:
