@@ -19,21 +19,22 @@ there already is gone on with, not repeated, so that results of several environm
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ase import Atoms
 from ase.io import read, write
+from benchmarks.results import gather
 
 from farfield.atoms.structures import read_structures
 from farfield.datasets.registry import resolve_data
 from farfield.evaluation.evaluate import evaluate
-from farfield.files import replacing, write_text
+from farfield.files import replacing
 from farfield.model import load
 from farfield.training import train
 
@@ -190,16 +191,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/hosts"))
     parser.add_argument("--json", type=Path, help="write the results to this file, too; what it has already is kept")
     options = parser.parse_args()
-    known = options.json is not None and options.json.exists()
-    results: dict[str, Any] = json.loads(options.json.read_text(encoding="utf-8")) if known else {}
-    for host in options.hosts:
-        for variant in VARIANTS:
-            if variant in results.get(host, {}):
-                continue
-            results.setdefault(host, {})[variant] = row = run(host, variant, options)
-            print(host, variant, {key: round(value, 3) for key, value in row.items()}, flush=True)
-            if options.json:
-                write_text(options.json, json.dumps(results, indent=2) + "\n")
+    runs = [(host, name, partial(run, host, name, options)) for host in options.hosts for name in VARIANTS]
+    gather(runs, options.json)
 
 
 if __name__ == "__main__":

@@ -27,15 +27,16 @@ import argparse
 import json
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmarks.results import gather, mean_charges
 
 from farfield.atoms.structures import read_structures
 from farfield.datasets.registry import resolve_data
 from farfield.evaluation.evaluate import evaluate
-from farfield.files import write_text
 from farfield.model import load
 from farfield.training import read_config, train
 
@@ -100,7 +101,7 @@ def configuration(oxide: str, variant: str, options: argparse.Namespace) -> Any:
     else:
         overrides += [f"model.long_range.{key}={json.dumps(value)}" for key, value in changes.items()]
     if variant == "labels":
-        loss = {"energy": 20, "forces": 1, "stress": 100, **LABELS}
+        loss = read_config(CONFIGS / name).loss.stages[0].model_dump() | LABELS
         late = {**loss, **LATE_LABELS, "from_epoch": 2 * count // 3}
         overrides += [f"loss.stages={json.dumps([loss, late])}", "model.epsilon_infinity=explicit"]
     return read_config(CONFIGS / name, overrides)
@@ -127,8 +128,8 @@ def constant(oxide: str) -> dict[str, float]:
     frames, kept = read_structures(resolve_data(f"oxides/{oxide}")), OXIDES[oxide][1]
     numbers = np.concatenate([frame.numbers for frame in frames[-kept:]])
     born = np.concatenate([frame.arrays["bec"].reshape(-1, 3, 3) for frame in frames[-kept:]])
-    for z in np.unique(numbers):
-        born[numbers == z] -= born[numbers == z].trace(axis1=1, axis2=2).mean() / 3.0 * np.eye(3)
+    for z, charge in mean_charges(numbers, born).items():
+        born[numbers == z] -= charge * np.eye(3)
     alpha = np.array([frame.info["polarizability"].ravel() for frame in frames])
     rest = alpha[-kept:] - alpha[:-kept].mean(0)
     return {"born_rmse": float(np.sqrt((born**2).mean())), "polarizability_rmse": float(np.sqrt((rest**2).mean()))}
@@ -143,17 +144,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/oxides"))
     parser.add_argument("--json", type=Path, help="write the results to this file, too; what it has already is kept")
     options = parser.parse_args()
-    known = options.json is not None and options.json.exists()
-    results: dict[str, Any] = json.loads(options.json.read_text(encoding="utf-8")) if known else {}
+    runs = []
     for oxide in options.oxides:
-        rows = results.setdefault(f"{oxide}, seed {options.seed}", {})
-        rows["constant"] = constant(oxide)
-        for variant in options.variants:
-            if variant not in rows:
-                rows[variant] = run(oxide, variant, options)
-            print(oxide, variant, {key: round(value, 4) for key, value in rows[variant].items()}, flush=True)
-            if options.json:
-                write_text(options.json, json.dumps(results, indent=2) + "\n")
+        group = f"{oxide}, seed {options.seed}"
+        runs.append((group, "constant", partial(constant, oxide)))
+        runs += [(group, variant, partial(run, oxide, variant, options)) for variant in options.variants]
+    gather(runs, options.json)
 
 
 if __name__ == "__main__":

@@ -37,8 +37,10 @@ from farfield.files import write_text
 from farfield.model import load
 from farfield.training import train
 
-# the data's script, whether this is run as a script or as a module
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+# the data's script and the other benchmarks, whether this is run as a script or as a module
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent / "scripts"), str(Path(__file__).resolve().parent)]
+
+from results import mean_charges  # noqa: E402
 
 #: What each configuration adds to charges. The truth's induced dipoles feel each other, so response is self-consistent.
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
@@ -182,9 +184,8 @@ def constant_answers(frames: Sequence[Atoms]) -> dict[str, float | None]:
     """Scores of one Born charge and one polarizability for each element, fitted to the frames they are judged by."""
     numbers = np.concatenate([frame.numbers for frame in frames])
     born = np.concatenate([frame.arrays["bec"].reshape(-1, 3, 3) for frame in frames])
-    elements = sorted(set(numbers.tolist()))
-    charge = {z: float(born[numbers == z].trace(axis1=1, axis2=2).mean() / 3.0) for z in elements}
-    counts = np.array([[(frame.numbers == z).sum() for z in elements] for frame in frames], dtype=float)
+    charge = mean_charges(numbers, born)
+    counts = np.array([[(frame.numbers == z).sum() for z in charge] for frame in frames], dtype=float)
     truth = np.array([frame.info["polarizability"].reshape(3, 3) for frame in frames])
     share = np.linalg.lstsq(counts, truth.trace(axis1=1, axis2=2) / 3.0, rcond=None)[0]
     dipoles = [sum(charge[int(z)] * r for z, r in zip(frame.numbers, frame.positions, strict=True)) for frame in frames]

@@ -93,12 +93,13 @@ def find_gauge(
         return 1, "no charges: the model has no long-range part"
     bound, product, n_batches = False, 0.0, 0
     by_element = torch.zeros(2, 119, dtype=torch.float64)  # charges and atoms, by atomic number
-    element, n_systems = None, 0  # the most electronegative one so far, and systems counted that have it
+    n_systems = 0  # whose Born charges are counted
     for batch, reference in _with_references(batches, reference_dipoles):
         n_batches += 1
         bound = bound or _is_bound(far, batch)
-        ready = with_neighbors(potential, batch.to(device=next(potential.parameters()).device, dtype=potential.dtype))
+        here = batch.to(device=next(potential.parameters()).device, dtype=potential.dtype)
         if far.dipoles is None or reference is not None:
+            ready = with_neighbors(potential, here)
             with torch.no_grad():
                 multipoles = potential.multipoles(ready)
             if reference is not None:
@@ -106,15 +107,7 @@ def find_gauge(
                 product += float((ours * reference.to(ours)).nan_to_num(nan=0.0).sum())
             _count(by_element, batch, multipoles.charges)
         elif not bound:
-            before, here = element, batch.numbers.unique().tolist()
-            element = most_electronegative(here if before is None else [before, *here])
-            if element != before:
-                by_element.zero_()
-                n_systems = 0
-            if element in here and n_systems < BORN_SYSTEMS:
-                n_systems += batch.n_systems
-                for part in chunks(ready, BORN_ATOMS):
-                    _count(by_element, part, _born(potential, with_neighbors(potential, part)))
+            n_systems = _count_born(by_element, n_systems, potential, here)
     if n_batches == 0:
         raise ValueError("`batches` is empty: give some structures to fix the sign of the charges with")
     if bound:
@@ -156,6 +149,22 @@ def _count(by_element: Float[Tensor, "2 elements"], batch: AtomicBatch, charges:
     """Add charges and numbers of atoms to the sums over each element."""
     values = torch.stack([charges.double().cpu(), torch.ones(batch.n_atoms, dtype=torch.float64)])
     by_element.index_add_(1, batch.numbers.cpu(), values)
+
+
+def _count_born(
+    by_element: Float[Tensor, "2 elements"], n_systems: int, potential: AugmentedPotential, batch: AtomicBatch
+) -> int:
+    """Add Born charges, if the batch has the most electronegative element so far; how many systems are then counted."""
+    before, here = torch.nonzero(by_element[1]).flatten().tolist(), batch.numbers.unique().tolist()
+    element = most_electronegative([*before, *here])
+    if element not in before:
+        by_element.zero_()
+        n_systems = 0
+    if element not in here or n_systems >= BORN_SYSTEMS:
+        return n_systems
+    for part in chunks(batch, BORN_ATOMS):
+        _count(by_element, part, _born(potential, with_neighbors(potential, part)))
+    return n_systems + batch.n_systems
 
 
 def _born(potential: AugmentedPotential, batch: AtomicBatch) -> Float[Tensor, " atoms"]:

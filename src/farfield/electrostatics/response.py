@@ -235,10 +235,7 @@ class LinearResponse:
         Tensor
             Shape (atoms, 3, 3), latent, second index the field; differentiable twice.
         """
-        check_response_shapes(response, batch.positions)
-        if plan is None:
-            check_response_values(response)
-        setting = self._setting(batch, response, self._operator(batch, order, response, plan), True)
+        setting = self._setting_in_field(batch, response, plan, order)
         columns = []
         for drive in unit_drives(setting):
             charges, dipoles = setting.susceptibility.split(self._respond(setting, drive)[1]())
@@ -270,10 +267,7 @@ class LinearResponse:
         Tensor
             Shape (systems, 3, 3), latent, symmetric, float64; differentiable three times.
         """
-        check_response_shapes(response, batch.positions)
-        if plan is None:
-            check_response_values(response)
-        setting = self._setting(batch, response, self._operator(batch, order, response, plan), True)
+        setting = self._setting_in_field(batch, response, plan, order)
         K = setting.susceptibility
         drives = unit_drives(setting)
         induced, left = [], []
@@ -293,6 +287,15 @@ class LinearResponse:
             rows.append(torch.stack(answers, dim=1))
         total = -torch.stack(rows, dim=1)
         return 0.5 * (total + total.mT)
+
+    def _setting_in_field(
+        self, batch: AtomicBatch, response: Response, plan: CoulombPlan | None, order: int
+    ) -> Setting:
+        """Check a response and set up what answers fields alone."""
+        check_response_shapes(response, batch.positions)
+        if plan is None:
+            check_response_values(response)
+        return self._setting(batch, response, self._operator(batch, order, response, plan), True)
 
     def _operator(
         self, batch: AtomicBatch, order: int, response: Response, plan: CoulombPlan | None

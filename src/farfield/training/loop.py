@@ -101,8 +101,8 @@ class Trainer:
             config.optimizer,
             epsilon_infinity=config.model.epsilon_infinity,
             gauge_sign=sign,
+            measures_all=data.validation is None and config.optimizer.decay.kind == "plateau",
         )
-        self.module.measures_all = data.validation is None and config.optimizer.decay.kind == "plateau"
         self.optimizer = make_optimizer(potential, config.optimizer)
         self.average = AveragedWeights(potential, config.optimizer.ema)
         self.step_module: Callable[[Sample], torch.Tensor] = self.module

@@ -47,6 +47,8 @@ class PotentialModule(LightningModule):
         polarizabilities if it is ``"explicit"``.
     gauge_sign
         Physical over latent sign of the charges, where the loss has labels that tell it.
+    measures_all
+        Whether errors of training decide something by the weights of the last stage, from the first epoch on.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class PotentialModule(LightningModule):
         *,
         epsilon_infinity: EpsilonInfinity | None = None,
         gauge_sign: int = 1,
+        measures_all: bool = False,
     ) -> None:
         super().__init__()
         self.potential = potential
@@ -69,8 +72,7 @@ class PotentialModule(LightningModule):
         self.gauge_sign = gauge_sign
         self.weights = weights_at(loss.stages, 0)
         self.sums: ErrorSums | None = None
-        # Whether errors of training decide something by the weights of the last stage, from the first epoch on.
-        self.measures_all = False
+        self.measures_all = measures_all
 
     def set_loss_epoch(self, epoch: int) -> None:
         """Take the loss weights of an epoch."""
