@@ -7,6 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.build import bulk
 from ase.build import molecule as named_molecule
 from small_models import small_model
@@ -14,6 +15,7 @@ from small_models import small_model
 from farfield import observables, zoo
 from farfield.card import ModelCard
 from farfield.ensemble import Ensemble
+from farfield.evaluation.evaluate import evaluate
 from farfield.gauge import BORN_SYSTEMS, find_gauge, fix_gauge
 from farfield.model import PROPERTIES, Model, load
 from farfield.model_file import ModelFileError
@@ -253,6 +255,9 @@ def test_where_the_response_makes_all_of_epsilon_multipoles_are_physical_as_they
     assert found["epsilon_e"].tolist() == [1.0, 1.0]
     assert model.compute(salt, ["charges"], epsilon_infinity=1.5)["screening"] == ["epsilon_infinity=1.5"]
     assert small_model(**far).compute(salt, ["charges"], epsilon_infinity="explicit")["screening"] == ["explicit"]
+    for less in ({}, {"induced_dipoles": True}, {"induced_charges": True, "response": "scf"}):
+        with pytest.raises(ValueError, match=r"'explicit', but only induced dipoles that feel each other.*number"):
+            small_model(**less).compute(salt, ["charges"], epsilon_infinity="explicit")
 
 
 def test_open_systems_are_not_screened(close, molecules):
@@ -468,6 +473,16 @@ def test_ensemble_gives_mean_and_spread(close, molecules):
     close(result["energy_std"], energies.std(0, ddof=1))
     assert result["forces_std"].shape == result["forces"].shape
     assert result["screening"] == ["vacuum"] * 4
+
+
+def test_what_an_ensemble_answers_is_said_as_of_one_model(salt):
+    """Polarizability labels are left out of what has no response, and one-shot response of bulk is noted."""
+    salt.info["polarizability"] = np.eye(3).ravel() * 5.0
+    salt.calc = SinglePointCalculator(salt, energy=0.0)
+    for far, note in (({}, "has no response"), ({"induced_dipoles": True, "polarizability_scale": 1e-3}, "one-shot")):
+        models = [small_model(seed, card={"epsilon_infinity": 2.0}, **far) for seed in range(2)]
+        with pytest.warns(UserWarning, match=note):
+            evaluate(Ensemble(models), [salt])
 
 
 def test_ensemble_of_unlike_models_is_refused():

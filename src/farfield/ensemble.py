@@ -36,6 +36,16 @@ class Ensemble:
             raise ValueError("`models` mixes models with and without a long-range part: take those of one kind")
         self.models = list(models)
 
+    @property
+    def is_polarizable(self) -> bool:
+        """Whether an external field induces anything in all of the models."""
+        return all(model.is_polarizable for model in self.models)
+
+    @property
+    def is_self_consistent(self) -> bool:
+        """Whether in all of the models what is induced feels what else is induced."""
+        return all(model.is_self_consistent for model in self.models)
+
     def compute(
         self, structures: Structures, properties: Sequence[str] = ("energy", "forces"), **options: Any
     ) -> dict[str, Any]:

@@ -341,8 +341,15 @@ class Model:
 
     def _is_explicit(self, epsilon_infinity: EpsilonInfinity | None) -> bool:
         """Whether the model's own response makes all of ε∞, by what is given or else by its card."""
-        chosen = self.card.epsilon_infinity if epsilon_infinity is None else epsilon_infinity
-        return isinstance(chosen, str) and chosen == "explicit"
+        far, given = self.potential.long_range, epsilon_infinity is not None
+        if not isinstance(epsilon_infinity if given else self.card.epsilon_infinity, str):
+            return False
+        if given and not (self.is_self_consistent and far is not None and far.polarizability is not None):
+            raise ValueError(
+                "`epsilon_infinity` is 'explicit', but only induced dipoles that feel each other (induced_dipoles, "
+                "response='scf') can make all of ε∞, and the model has none: give a number"
+            )
+        return True
 
     @property
     def _epsilon_everywhere(self) -> float | None:
