@@ -3,8 +3,9 @@
     python benchmarks/host_cost.py nequip [--repeat 5] [--layers 3]
 
 A step is energies and forces of one box of 192 atoms (random, from a seed; no time depends on labels), the loss, its
-backward pass through the forces, and Adam. The own step takes forces and virial by the host's means, of the very module
-that the adapter runs; stresses are in no loss. Steps alternate within one process and thread; what counts is its CPU
+backward pass through the forces, and Adam. The own step takes forces (and, where that is not an option, the virial) by
+the host's means, of the very module that the adapter runs; stresses are in no loss. Graphs that a host makes once for a
+structure, not in every step, are made before. Steps alternate within one process and thread; what counts is its CPU
 time, so that other programs matter little. Medians, and ratios to the host's own.
 """
 
@@ -36,6 +37,8 @@ def settings_of(host: str, layers: int) -> dict[str, Any]:
         "mace": {"hidden_irreps": "32x0e+32x1o", "num_interactions": layers},
         "nequip": {"num_features": 32, "l_max": 1, "parity": False, "num_layers": layers, "radial_mlp_width": 64},
         "allegro": {"num_scalar_features": 64, "num_tensor_features": 32, "l_max": 1, "num_layers": layers},
+        "chgnet": {"n_conv": layers, "atom_fea_dim": 32, "bond_fea_dim": 32, "angle_fea_dim": 32},
+        "matgl": {"architecture": "TensorNet", "units": 32, "nblocks": layers - 1},
     }[host]
 
 
@@ -66,13 +69,49 @@ def by_mace(backbone: Any, batch: AtomicBatch) -> Callable[[], Outputs]:
     }  # fmt: skip
 
     def run() -> Outputs:
-        out = backbone.host(dict(data), training=True, compute_virials=True)
+        out = backbone.host(dict(data), training=True)
         return out["energy"], out["forces"]
 
     return run
 
 
-OWN = {"mace": by_mace, "nequip": by_nequip, "allegro": by_nequip}
+def by_chgnet(backbone: Any, batch: AtomicBatch) -> Callable[[], Outputs]:
+    from chgnet.graph import CrystalGraphConverter
+    from pymatgen.core import Structure
+
+    model = backbone.host
+    positions = batch.positions.double().numpy()
+    structure = Structure(batch.cell[0].double().numpy(), batch.numbers.tolist(), positions, coords_are_cartesian=True)
+    cutoffs = {key: model.model_args[key] for key in ("atom_graph_cutoff", "bond_graph_cutoff")}
+    graph = CrystalGraphConverter(**cutoffs)(structure)
+
+    def run() -> Outputs:
+        out = model([graph], task="ef")
+        return out["e"], out["f"][0]
+
+    return run
+
+
+def by_matgl(backbone: Any, batch: AtomicBatch) -> Callable[[], Outputs]:
+    from matgl.apps.pes import Potential
+    from torch_geometric.data import Batch, Data
+
+    own, pairs = Potential(backbone.host, calc_stresses=False).train(), batch.neighbors
+    graph = Data(
+        node_type=backbone.species(batch), edge_index=torch.stack([pairs.i, pairs.j]),
+        pbc_offset=pairs.shifts.to(batch.cell.dtype), frac_coords=batch.positions @ torch.linalg.inv(batch.cell[0]),
+        num_nodes=batch.n_atoms,
+    )  # fmt: skip
+    graphs = Batch.from_data_list([graph])
+
+    def run() -> Outputs:
+        energy, forces, *_ = own(graphs, batch.cell)
+        return energy, forces
+
+    return run
+
+
+OWN = {"mace": by_mace, "nequip": by_nequip, "allegro": by_nequip, "chgnet": by_chgnet, "matgl": by_matgl}
 
 
 class Step:
@@ -114,7 +153,7 @@ def main() -> None:
     potentials = {
         "adapter": AugmentedPotential(backbone),
         "adapter + charges": augment(backbone),
-        "adapter + charges, dipoles": augment(backbone, dipoles=True),
+        "adapter + charges, dipoles": augment(backbone, dipoles=True, bond_cutoff=None if backbone.n_vectors else CUTOFF),
     }
     steps = {"own": Step(list(backbone.parameters()), OWN[options.host](backbone, batch))}
     for name, potential in potentials.items():
