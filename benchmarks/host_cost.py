@@ -150,10 +150,11 @@ def main() -> None:
     batch = find_neighbors(box.replace(numbers=numbers).to(dtype=torch.float32), CUTOFF)
     backbone = adapter(options.host)([1, 8], CUTOFF, **settings_of(options.host, options.layers)).float()
     backbone.calibrate(batch)
+    bonds = None if backbone.n_vectors else CUTOFF
     potentials = {
         "adapter": AugmentedPotential(backbone),
         "adapter + charges": augment(backbone),
-        "adapter + charges, dipoles": augment(backbone, dipoles=True, bond_cutoff=None if backbone.n_vectors else CUTOFF),
+        "adapter + charges, dipoles": augment(backbone, dipoles=True, bond_cutoff=bonds),
     }
     steps = {"own": Step(list(backbone.parameters()), OWN[options.host](backbone, batch))}
     for name, potential in potentials.items():

@@ -7,9 +7,9 @@ import pytest
 import safetensors.torch
 import torch
 from ase import Atoms
-from ase.calculators.singlepoint import SinglePointCalculator
 from ase.build import bulk
 from ase.build import molecule as named_molecule
+from ase.calculators.singlepoint import SinglePointCalculator
 from small_models import small_model
 
 from farfield import observables, zoo
