@@ -15,8 +15,10 @@ from farfield.atoms.structures import from_ase
 from farfield.datasets.dataset import collate
 from farfield.electrostatics.coulomb import Coulomb
 from farfield.electrostatics.multipoles import Multipoles
+from farfield.model import load
+from farfield.training import train
 from farfield.training.loop import Trainer
-from farfield.training.reading import parse_config
+from farfield.training.reading import ConfigError, parse_config
 
 
 def charge_states() -> list[Atoms]:
@@ -54,3 +56,21 @@ def test_a_model_that_is_told_the_total_charge_tells_charge_states_apart(tmp_pat
     )
     floor = float(half.square().mean() + (0.5 * change).square().mean())
     assert fit(trainer, sample, 150) < 0.2 * floor
+
+
+def test_one_charge_of_all_frames_is_given_as_a_number(tmp_path: Path) -> None:
+    """No frame needs to say it, and the card tells it to whoever computes with the model."""
+    path = tmp_path / "neutral.extxyz"
+    write(path, clusters(4))
+    config = small_config(path, tmp_path, loss={"stages": [{"energy": 1, "forces": 1, "total_charge": 0.1}]}, epochs=1)
+    config["data"] = {"train": str(path), "total_charge": 0}
+    config["model"]["long_range"] |= {"total_charge": "constraint"}
+    model = train(config, quiet=True)
+    assert model.model is not None
+    loaded = load(model.model)
+    assert loaded.card.total_charge == 0.0
+    molecule = clusters(4)[0]
+    assert abs(loaded.compute(molecule, ["charges"])["charges"].sum()) < 1e-5
+    config["data"]["total_charge"] = float("nan")
+    with pytest.raises(ConfigError, match=r"data\.total_charge"):
+        train(config, quiet=True)

@@ -201,7 +201,7 @@ def label_structures(
     units: Units | None = None,
     conventions: Conventions | None = None,
     dtype: torch.dtype = torch.float64,
-    total_charge: str | None = None,
+    total_charge: str | float | None = None,
     fragments: bool = False,
     name: str = "data",
 ) -> Dataset:
@@ -216,7 +216,7 @@ def label_structures(
     dtype
         Floating-point type of positions and labels; energies stay in float64.
     total_charge
-        Key of ``atoms.info`` with the total charge (e), where the model is to know it.
+        Key of ``atoms.info`` with the total charge (e), where the model is to know it; or a number, that of all.
     fragments
         Read interaction energies and forces, too, and the fragments that they are about.
     name
@@ -341,7 +341,7 @@ def load_dataset(
     units: Units | None = None,
     conventions: Conventions | None = None,
     dtype: torch.dtype = torch.float64,
-    total_charge: str | None = None,
+    total_charge: str | float | None = None,
     fragments: bool = False,
     select: dict[str, Any] | None = None,
 ) -> Dataset:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
 
 from farfield.card import EpsilonInfinity, check_epsilon_infinity
 from farfield.datasets.quantities import INTERACTIONS, Columns, Conventions, Units
@@ -108,7 +108,8 @@ class DataConfig(_Strict):
         Names, units and index orders of the labels. By default those of the registry's entry, else of the shared
         files.
     total_charge
-        Key of the info that holds the total charge (e), where the model is to know it.
+        Key of the info that holds the total charge (e), where the model is to know it; or a number, the charge of every
+        frame, such as 0.
     """
 
     train: tuple[SourceConfig, ...]
@@ -118,7 +119,7 @@ class DataConfig(_Strict):
     columns: Columns | None = None
     units: Units | None = None
     conventions: Conventions = Conventions()
-    total_charge: str | None = None
+    total_charge: str | FiniteFloat | None = None
 
     @field_validator("train", "validation", "test", mode="before")
     @classmethod

@@ -48,7 +48,7 @@ def counts_in(part: str, batch: AtomicBatch, epsilon_infinity: EpsilonInfinity |
 
 #: Where labels count, for messages.
 RULES = {
-    "total_charge": "data.total_charge names the key of the frames' info that gives it",
+    "total_charge": "data.total_charge gives it, or names the key of the frames' info that does",
     "interaction_energy": "it needs fragments, see farfield.datasets.fragments",
     "interaction_forces": "they need fragments, see farfield.datasets.fragments",
     "stress": "a stress counts where all three axes are periodic",
