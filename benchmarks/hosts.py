@@ -49,7 +49,7 @@ class Host:
     #: The best of two or three after two to six epochs.
     learning_rate: float
     #: Charges start from bonds (`CHARGES`). Where they move freely before the short range has learned, they shrink so
-    #: fast that those of some elements end with the other sign; MACE's features grow tenfold, so its charges are freer.
+    #: fast that those of some elements end with the other sign: with .05 dipoles of MACE and TensorNet had r² .43, .73.
     charge_scale: float = 0.05
 
 
@@ -88,6 +88,7 @@ HOSTS = {
         {"host": "matgl", "architecture": "TensorNet", "cutoff": 4.5, "units": 32, "nblocks": 1, "width": 24.0},
         epochs=24,
         learning_rate=0.005,
+        charge_scale=0.005,
     ),
 }
 
