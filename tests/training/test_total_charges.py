@@ -71,6 +71,7 @@ def test_one_charge_of_all_frames_is_given_as_a_number(tmp_path: Path) -> None:
     assert loaded.card.total_charge == 0.0
     molecule = clusters(4)[0]
     assert abs(loaded.compute(molecule, ["charges"])["charges"].sum()) < 1e-5
-    config["data"]["total_charge"] = float("nan")
-    with pytest.raises(ConfigError, match=r"data\.total_charge"):
-        train(config, quiet=True)
+    for wrong in (float("nan"), True):
+        config["data"]["total_charge"] = wrong
+        with pytest.raises(ConfigError, match=r"data\.total_charge"):
+            train(config, quiet=True)

@@ -121,6 +121,13 @@ class DataConfig(_Strict):
     conventions: Conventions = Conventions()
     total_charge: str | FiniteFloat | None = None
 
+    @field_validator("total_charge", mode="before")
+    @classmethod
+    def _no_switch(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError("it is no switch: name the key of the frames' info, or give the charge (e) of all frames")
+        return value
+
     @field_validator("train", "validation", "test", mode="before")
     @classmethod
     def _sources(cls, value: Any) -> Any:
