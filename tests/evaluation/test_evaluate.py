@@ -5,13 +5,15 @@ import json
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 from labelled_structures import Oracle, alloys, water_dimers
 from small_models import small_model
 
+import farfield
 from farfield.datasets.dataset import label_structures
-from farfield.datasets.quantities import Columns, Units
+from farfield.datasets.quantities import INTERACTIONS, Columns, Units
 from farfield.evaluation.comparison import QUANTITIES
 from farfield.evaluation.evaluate import evaluate
 from farfield.evaluation.reading import read_labelled
@@ -51,7 +53,8 @@ def centred(frames):
 
 def test_perfect_predictions(water):
     result = evaluate(perfect(water), water)
-    assert list(result.comparisons) == [key for key in QUANTITIES if key not in ("stress", "polarizability")]
+    absent = {"stress", "polarizability", *INTERACTIONS}
+    assert list(result.comparisons) == [key for key in QUANTITIES if key not in absent]
     assert result.notes == []
     assert result.n_systems == 12
     for comparison in result.comparisons.values():
@@ -245,3 +248,56 @@ def test_total_charge_is_read_where_all_have_it(water):
     without = [atoms.copy() for atoms in water]
     del without[3].info["total_charge"]
     assert read_labelled(without)[0].batch.total_charge is None
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """Pairs of water molecules, their interactions as `small_model` has them, and the model."""
+    model, frames = small_model(dipoles=True), []
+    for distance, sign in ((3.0, 1.0), (5.0, 1.0), (8.0, -1.0)):
+        parts = [molecule("H2O"), molecule("H2O")]
+        parts[1].positions *= sign
+        parts[1].positions += [0.3, 0.1, distance]
+        pair = parts[0] + parts[1]
+        for atoms in (pair, *parts):
+            atoms.calc = farfield.Calculator(model)
+        pair.info["interaction_energy"] = pair.get_potential_energy() - sum(one.get_potential_energy() for one in parts)
+        pair.arrays["interaction_forces"] = pair.get_forces() - np.concatenate([one.get_forces() for one in parts])
+        pair.arrays["fragment"] = np.repeat([0, 1], 3)
+        pair.calc = None
+        frames.append(pair)
+    return model, frames
+
+
+def test_interactions_are_the_whole_less_its_fragments(pairs):
+    model, frames = pairs
+    result = evaluate(model, frames)
+    assert list(result.comparisons) == ["interaction_energy", "interaction_forces"]
+    energies, forces = result.comparisons.values()
+    assert np.abs(energies.reference).min() > 1e-3
+    assert energies.predicted == pytest.approx(energies.reference, abs=1e-6)
+    assert forces.predicted == pytest.approx(forces.reference, abs=1e-6)
+
+
+def test_interactions_are_compared_in_batches_of_any_size_beside_other_frames(pairs):
+    model, frames = pairs
+    whole = frames[0].copy()
+    for key in ("interaction_energy", "fragment", "interaction_forces"):
+        whole.info.pop(key, None), whole.arrays.pop(key, None)
+    whole.calc = SinglePointCalculator(whole, energy=0.0)
+    mixed = [frames[0], whole, *frames[1:]]
+    one, all_ = (evaluate(model, mixed, atoms_per_batch=size).comparisons for size in (1, 100))
+    assert list(one) == list(all_) == ["energy_per_atom", "interaction_energy", "interaction_forces"]
+    assert one["interaction_forces"].system.tolist() == np.repeat([0, 2, 3], 6).tolist()
+    for key, comparison in one.items():
+        assert comparison.predicted == pytest.approx(all_[key].predicted, abs=1e-6)
+
+
+def test_interactions_without_fragments_are_refused_unless_not_asked_for(pairs):
+    model, frames = pairs
+    whole = frames[0].copy()
+    del whole.arrays["fragment"]
+    whole.calc = SinglePointCalculator(whole, energy=0.0)
+    with pytest.raises(ValueError, match="no array 'fragment'"):
+        evaluate(model, [whole])
+    assert list(evaluate(model, [whole], quantities=["energy_per_atom"]).comparisons) == ["energy_per_atom"]

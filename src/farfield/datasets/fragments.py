@@ -72,7 +72,7 @@ def fragments_of(atoms: Atoms, whole: AtomicBatch, where: str) -> Fragments:
     if "fragment" not in atoms.arrays:
         raise ValueError(
             f"{where}: has an interaction energy or forces but no array 'fragment': give the number of each atom's "
-            "fragment, or leave these labels out (data.columns, null)"
+            "fragment, or leave these labels out (data.columns, null; `quantities` of an evaluation)"
         )
     fragment = np.asarray(atoms.arrays["fragment"])
     numbers = np.unique(fragment)

@@ -41,6 +41,8 @@ QUANTITIES: dict[str, Quantity] = {
     "energy_per_atom": Quantity("energy", "Energy per atom", "meV", 1e3),
     "forces": Quantity("forces", "Forces", "meV/Å", 1e3, per_atom=True),
     "stress": Quantity("stress", "Stress", "meV/Å³", 1e3),
+    "interaction_energy": Quantity("interaction_energy", "Interaction energy", "meV", 1e3),
+    "interaction_forces": Quantity("interaction_forces", "Interaction forces", "meV/Å", 1e3, per_atom=True),
     "dipole": Quantity("dipole", "Dipole", "e·Å"),
     "quadrupole": Quantity("quadrupole", "Quadrupole", "e·Å²"),
     "charges": Quantity("charges", "Charges", "e", per_atom=True),

@@ -19,7 +19,8 @@ import torch
 
 from farfield.atoms.batch import AtomicBatch, concatenate
 from farfield.datasets.dataset import Dataset, Sample
-from farfield.datasets.quantities import Columns, Conventions, Units
+from farfield.datasets.fragments import join_fragments
+from farfield.datasets.quantities import INTERACTIONS, Columns, Conventions, Units
 from farfield.evaluation.comparison import QUANTITIES, Comparison
 from farfield.evaluation.labels import QuadrupoleOrigin, check_born_order, check_scale
 from farfield.evaluation.pairing import check_origin, compare
@@ -28,6 +29,9 @@ from farfield.files import write_text
 
 if TYPE_CHECKING:
     from ase import Atoms
+
+#: What the model is asked for, of the whole and of its fragments, to compare interactions.
+_OF_WHOLE = dict(zip(INTERACTIONS, ("energy", "forces"), strict=True))
 
 #: Quantities that need latent charges.
 _ELECTRIC = ("dipole", "quadrupole", "charges", "born_charges", "polarizability")
@@ -108,7 +112,8 @@ def evaluate(
     Units of the metrics are those of `QUANTITIES`. Metrics pool Cartesian components (all nine of a stress, a Born
     charge or a polarizability, which is in Å³). Quadrupoles are compared by their six upper components, traceless
     without the factor 3/2, about the geometric centre. Dipoles and quadrupoles are compared for open systems only: in a
-    periodic cell they are known up to a quantum.
+    periodic cell they are known up to a quantum. Interaction energies and forces are those of the whole less those of
+    its fragments, each predicted alone (`farfield.datasets.fragments`).
 
     Parameters
     ----------
@@ -174,6 +179,7 @@ def evaluate(
             total_charge=total_charge,
             first=first,
             last=last,
+            fragments=quantities is None or bool(set(quantities) & set(INTERACTIONS)),
         )
 
     notes: list[str] = []
@@ -308,10 +314,11 @@ def _predict(
         samples = [data[index] for index in group]
         # The model makes its own neighbour lists, at its own cutoff.
         batch = concatenate([dataclasses.replace(sample.batch, neighbors=None) for sample in samples])
-        properties = [QUANTITIES[key].label for key in keys]
+        properties = list(dict.fromkeys(_OF_WHOLE.get(key, QUANTITIES[key].label) for key in keys))
         if "polarizability" in keys and bool(getattr(model, "is_self_consistent", False)):
             properties.append("epsilon_e")
-        output = model.compute(batch, properties=properties, **options)
+        output = dict(model.compute(batch, properties=properties, **options))
+        output |= _interactions(model, samples, output, [key for key in keys if key in _OF_WHOLE], options)
         latent += list(output.get("screening", ())).count("latent")
         if "epsilon_e" in output:
             rests += torch.as_tensor(output["epsilon_e"])[batch.pbc.all(dim=1)].tolist()
@@ -336,6 +343,24 @@ def _predict(
             f"have V (ε_e − 1)/4π more, with the ε_e that it leaves for its charges, {np.mean(rests):.3g} in the mean"
         )
     return rows
+
+
+def _interactions(
+    model: Computes, samples: list[Sample], whole: dict[str, Any], keys: list[str], options: dict[str, Any]
+) -> dict[str, torch.Tensor]:
+    """Subtract from the energies and forces of whole systems those of their fragments, each computed alone."""
+    parts = join_fragments([(sample.batch, sample.fragments) for sample in samples]) if keys else None
+    if parts is None:
+        return {}
+    alone = model.compute(
+        dataclasses.replace(parts.batch, neighbors=None), properties=[_OF_WHOLE[key] for key in keys], **options
+    )
+    found = {}
+    for key in keys:
+        rows = parts.atoms if QUANTITIES[key].per_atom else parts.systems
+        together, apart = (torch.as_tensor(output[_OF_WHOLE[key]]).detach().cpu() for output in (whole, alone))
+        found[key] = together.index_add(0, rows.cpu(), apart, alpha=-1)
+    return found
 
 
 def _stack(key: str, parts: list[Comparison]) -> Comparison:

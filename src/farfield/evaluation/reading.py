@@ -25,6 +25,7 @@ def read_labelled(
     total_charge: str | None = "auto",
     first: int | None = None,
     last: int | None = None,
+    fragments: bool = True,
 ) -> Dataset:
     """Read structures and labels from a registry name, a file or ASE structures, in float64.
 
@@ -39,6 +40,8 @@ def read_labelled(
         has it.
     first, last
         How many structures to keep from the front or the back, as `farfield.datasets.dataset.select_frames` does.
+    fragments
+        Read interaction energies and forces, too, and the fragments that they are about.
 
     Raises
     ------
@@ -59,5 +62,11 @@ def read_labelled(
     if total_charge == "auto":
         total_charge = TOTAL_CHARGE_KEY if all(TOTAL_CHARGE_KEY in atoms.info for atoms in structures) else None
     return label_structures(
-        structures, columns=columns, units=units, conventions=conventions, total_charge=total_charge, name=name
+        structures,
+        columns=columns,
+        units=units,
+        conventions=conventions,
+        total_charge=total_charge,
+        fragments=fragments,
+        name=name,
     )

@@ -112,7 +112,8 @@ class LongRange(nn.Module):
     conserve_charge, field_on_charges
         As in `farfield.LinearResponse`.
     softness_scale, polarizability_scale
-        κ (e²/eV) and α (e²·Å²/eV) of a fresh model.
+        κ (e²/eV) and α (e²·Å²/eV) of a fresh model. Small: energies tell slowly that there is less response than at the
+        start, and a softness of 0.01 lets charge flow through whole clusters.
     bounded_response
         Keep κ and α where the self-consistent energy surely has a minimum (κ < √(2π)σ/(2k_e), α < 3√(2π)σ³/(2k_e)).
         None: with ``response="scf"``.
@@ -165,7 +166,7 @@ class LongRange(nn.Module):
         anisotropic: bool = False,
         conserve_charge: bool = True,
         field_on_charges: bool | None = None,
-        softness_scale: float = 0.01,
+        softness_scale: float = 0.0002,
         polarizability_scale: float = 0.05,
         bounded_response: bool | None = None,
         free_atom_polarizabilities: bool = False,
