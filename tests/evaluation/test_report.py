@@ -1,11 +1,14 @@
 """The report: one file that needs no other, with everything in it."""
 
+import dataclasses
 import re
 
+import numpy as np
 import pytest
 from labelled_structures import Oracle, water_dimers
 
 from farfield.datasets.dataset import label_structures
+from farfield.evaluation.comparison import QUANTITIES, Comparison
 from farfield.evaluation.evaluate import evaluate
 from farfield.evaluation.parity import DENSITY_FROM, format_number, format_share, parity_figure
 from farfield.evaluation.report import write_report
@@ -36,6 +39,18 @@ def test_self_contained(evaluation, page, text):
     assert text.count("<figure>") == len(evaluation.comparisons)
     pictures = sorted(path.name for path in page.parent.glob("*.png"))
     assert pictures == sorted(f"parity_{key}.png" for key in evaluation.comparisons)
+
+
+@pytest.mark.parametrize("key", QUANTITIES)
+def test_one_quantity_makes_a_report(evaluation, tmp_path, key):
+    reference = np.random.default_rng(0).normal(size=(30, 3))
+    only = Comparison(key, 1.1 * reference, reference, np.arange(30))
+    text = write_report(dataclasses.replace(evaluation, comparisons={key: only}), tmp_path).read_text(encoding="utf-8")
+    worst = int(np.square(reference).sum(axis=1).argmax())
+    title = f"{QUANTITIES[key].title} ({QUANTITIES[key].unit})"
+    first = re.search(r"<h2>Worst structures</h2>.*?<tbody>.*?<td>H4O2</td>\s*<td[^>]*>(\d+)</td>", text, re.DOTALL)
+    assert title in text
+    assert first is not None and int(first[1]) == worst
 
 
 def test_names_are_escaped(text):

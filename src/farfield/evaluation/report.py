@@ -107,11 +107,7 @@ def element_rows(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
 
 def worst_rows(evaluation: Evaluation, count: int = 10) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the structures with the largest force RMSE (or of the first quantity there is)."""
-    shown = {
-        key: evaluation.comparisons[key]
-        for key in ("forces", "energy_per_atom", "stress", "dipole", "charges", "born_charges", "quadrupole")
-        if key in evaluation.comparisons
-    }
+    shown = dict(sorted(evaluation.comparisons.items(), key=lambda item: item[0] != "forces"))
     errors = {key: comparison.rmse_of_systems() for key, comparison in shown.items()}
     leading = next(iter(errors.values()))
     worst = sorted(leading, key=lambda index: -leading[index])[:count]
