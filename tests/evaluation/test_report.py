@@ -50,7 +50,8 @@ def test_one_quantity_makes_a_report(evaluation, tmp_path, key):
     title = f"{QUANTITIES[key].title} ({QUANTITIES[key].unit})"
     first = re.search(r"<h2>Worst structures</h2>.*?<tbody>.*?<td>H4O2</td>\s*<td[^>]*>(\d+)</td>", text, re.DOTALL)
     assert title in text
-    assert first is not None and int(first[1]) == worst
+    assert first is not None
+    assert int(first[1]) == worst
 
 
 def test_names_are_escaped(text):
