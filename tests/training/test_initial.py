@@ -127,6 +127,22 @@ def test_heads_that_the_old_model_lacks_start_fresh(data: Path, old: Path, tmp_p
     assert bool((now.long_range_energy < before.long_range_energy).all())
 
 
+def test_settings_of_heads_that_the_old_model_lacks_may_differ(data: Path, tmp_path: Path) -> None:
+    """What an old file says of a softness that it has not is no matter; of the response that it has, it is."""
+    config = small_config(data, tmp_path, epochs=1)
+    far = config["model"]["long_range"] | {"induced_dipoles": True, "softness_scale": 0.01}
+    config["model"]["long_range"] = far
+    polarizable = train(config, quiet=True).model
+    assert polarizable is not None
+    for change in ({"softness_scale": 0.0002}, {"softness_scale": 0.0002, "induced_charges": True}):
+        trainer = fresh(data, tmp_path, polarizable, long_range=far | change)
+        batch = collate(list(trainer.data.train)).batch
+        before, now = Model.from_file(polarizable).potential(batch), trainer.potential(batch)
+        assert torch.equal(before.far.response.polarizability, now.far.response.polarizability)
+    with pytest.raises(ConfigError, match=r"model\.long_range \['polarizability_scale'\]"):
+        fresh(data, tmp_path, polarizable, long_range=far | {"polarizability_scale": 0.1})
+
+
 def test_new_heads_may_bring_their_own_vectors(data: Path, old: Path, tmp_path: Path) -> None:
     """Permanent dipoles of a backbone that gives scalars only, from bonds; where no head reads bonds they differ."""
     bonds = {"bond_cutoff": 2.0, "bond_channels": 4}

@@ -15,14 +15,13 @@ from farfield.training.config import ConfigError, ModelConfig
 #: Settings of the long range that hold no weights: they may change.
 _FREE = frozenset({"accuracy", "epsilon_infinity"})
 
-#: Heads that a potential may have and the old model not, and what only concerns the response of such.
+#: Heads that a potential may have and the old model not, and what only concerns response, all of it or of one head.
 _HEADS = ("dipoles", "quadrupoles", "induced_charges", "induced_dipoles")
-_RESPONSE = frozenset(
-    {
-        "response", "anisotropic", "conserve_charge", "field_on_charges", "softness_scale", "polarizability_scale",
-        "bounded_response", "free_atom_polarizabilities",
-    }
-)  # fmt: skip
+_RESPONSE = frozenset({"response", "conserve_charge", "field_on_charges", "bounded_response"})
+_OF_HEADS = {
+    "induced_charges": frozenset({"softness_scale"}),
+    "induced_dipoles": frozenset({"polarizability_scale", "anisotropic", "free_atom_polarizabilities"}),
+}
 
 
 def start_from(
@@ -96,6 +95,9 @@ def _added(mine: dict[str, Any], theirs: dict[str, Any]) -> set[str]:
     added = {head for head in _HEADS if mine[head] and not theirs[head]}
     if added and theirs["bond_cutoff"] is None:
         added |= {"bond_cutoff", "bond_channels"}  # vectors and tensors that only new heads read
+    for head, settings in _OF_HEADS.items():
+        if not theirs[head]:
+            added |= settings
     answers = theirs["induced_charges"] or theirs["induced_dipoles"]
     return added if answers else added | _RESPONSE
 
