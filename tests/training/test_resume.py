@@ -143,6 +143,18 @@ def test_resuming_with_another_configuration_is_refused(data: Path, uninterrupte
         train(small_config(data, uninterrupted, batch_size=3), resume=True, quiet=True)
 
 
+def test_a_run_goes_on_for_longer_with_other_threads(data: Path, tmp_path: Path) -> None:
+    """What no weight depends on may change: a machine may have other cores to spare when a training goes on."""
+    before = torch.get_num_threads()
+    try:
+        train(small_config(data, tmp_path, epochs=1, threads=2), quiet=True)
+        result = train(small_config(data, tmp_path, epochs=2, threads=1), resume=True, quiet=True)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+    assert result.epochs == 2
+
+
 def test_resuming_a_finished_run_changes_nothing(data: Path, tmp_path: Path) -> None:
     train(small_config(data, tmp_path, epochs=1), quiet=True)
     before = final_state(tmp_path)

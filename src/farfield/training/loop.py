@@ -31,7 +31,11 @@ from farfield.training.sampler import EpochBatches
 from farfield.training.schedules import AveragedWeights, EarlyStopping, LearningRate
 
 #: Keys of the configuration that may change between a run and its resumption: they do not touch what was computed.
-FREE_KEYS = {"epochs", "stop", "checkpoint_minutes", "output", "description", "licence", "validation_batch_size"}
+FREE_KEYS = frozenset(
+    {
+        "epochs", "stop", "checkpoint_minutes", "output", "description", "licence", "validation_batch_size", "threads",
+    }
+)  # fmt: skip
 
 
 def evaluate(
