@@ -17,21 +17,22 @@ import torch
 from ase.data import atomic_numbers
 from benchmarks.results import Row, gather
 
-from farfield.atoms.structures import from_ase, read_structures
-from farfield.datasets.registry import resolve_data
+from farfield.atoms.batch import concatenate
 from farfield.electrostatics.coulomb import Coulomb
 from farfield.electrostatics.multipoles import Multipoles
-from farfield.model import load
+from farfield.evaluation.evaluate import evaluate
+from farfield.evaluation.reading import read_labelled
 
 
-def left_over(model: str, data: str, last: int, charges: dict[int, float], smearings: list[float]) -> dict[str, Row]:
+def left_over(
+    model: str, data: str, last: int | None, charges: dict[int, float], smearings: list[float]
+) -> dict[str, Row]:
     """Fit what a model leaves of the forces, a row for each smearing."""
-    frames = read_structures(resolve_data(data))[-last:]
-    batch, potential = from_ase(frames, dtype=torch.float64), load(model)
-    labels = torch.cat([torch.as_tensor(frame.get_forces(), dtype=torch.float64) for frame in frames])
+    labelled = read_labelled(data, last=last)
     # frame by frame: a host with a wide receptive field needs the memory
-    found = [potential.compute(from_ase([frame]), properties=["forces"])["forces"] for frame in frames]
-    left = labels - torch.cat([torch.as_tensor(forces).double() for forces in found])
+    forces = evaluate(model, labelled, quantities=["forces"], atoms_per_batch=1).comparisons["forces"]
+    left = torch.from_numpy(forces.reference - forces.predicted)
+    batch = concatenate([sample.batch for sample in labelled])
     table = torch.zeros(119, dtype=torch.float64)
     for number, charge in charges.items():
         table[number] = charge
@@ -39,12 +40,10 @@ def left_over(model: str, data: str, last: int, charges: dict[int, float], smear
     for smearing in smearings:
         moved = batch.replace(positions=batch.positions.clone().requires_grad_())
         energy = Coulomb(smearing=smearing)(moved, Multipoles(table[batch.numbers])).energy.sum()
-        far = -torch.autograd.grad(energy, moved.positions)[0]
+        far = -1e3 * torch.autograd.grad(energy, moved.positions)[0]
         q2 = float((left * far).sum() / far.square().sum())
         parts = {"left": left, "far": far, "left_after": left - q2 * far}
-        rows[f"{smearing:g} Å"] = {"q2": q2} | {
-            key: 1e3 * float(part.square().mean().sqrt()) for key, part in parts.items()
-        }
+        rows[f"{smearing:g} Å"] = {"q2": q2} | {key: float(part.square().mean().sqrt()) for key, part in parts.items()}
     return rows
 
 
@@ -53,7 +52,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("data", help="registry name or path, with forces")
     parser.add_argument("--charges", nargs="+", required=True, metavar="ELEMENT=CHARGE")
-    parser.add_argument("--last", type=int, default=0, help="only so many frames from the end")
+    parser.add_argument("--last", type=int, help="only so many frames from the end")
     parser.add_argument("--smearing", nargs="+", type=float, default=[1.0, 2.0, 3.0, 4.0], metavar="Å")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

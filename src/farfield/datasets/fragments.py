@@ -50,6 +50,10 @@ class Fragments:
         """Return the fragments with neighbours within ``cutoff`` (Å); lists that are there already are kept."""
         return dataclasses.replace(self, batch=with_neighbors(self.batch, cutoff))
 
+    def subtracted(self, whole: Tensor, apart: Tensor, *, per_atom: bool) -> Tensor:
+        """Subtract what the fragments (or their atoms) have alone, in rows, from what the whole systems have."""
+        return whole.index_add(0, self.atoms if per_atom else self.systems, apart, alpha=-1)
+
 
 def fragments_of(atoms: Atoms, whole: AtomicBatch, where: str) -> Fragments:
     """Take a system apart as its array ``fragment`` says.

@@ -357,9 +357,8 @@ def _interactions(
     )
     found = {}
     for key in keys:
-        rows = parts.atoms if QUANTITIES[key].per_atom else parts.systems
         together, apart = (torch.as_tensor(output[_OF_WHOLE[key]]).detach().cpu() for output in (whole, alone))
-        found[key] = together.index_add(0, rows.cpu(), apart, alpha=-1)
+        found[key] = parts.subtracted(together, apart, per_atom=QUANTITIES[key].per_atom)
     return found
 
 

@@ -38,8 +38,8 @@ def interactions_of(
     if parts is not None:
         ready = in_gauge(potential, parts.batch, sign)
         apart = potential.predict(ready, forces=forces is not None, create_graph=create_graph)
-        energy = energy.index_add(0, parts.systems, apart.energy, alpha=-1)
+        energy = parts.subtracted(energy, apart.energy, per_atom=False)
         if forces is not None and apart.forces is not None:
-            forces = forces.index_add(0, parts.atoms, apart.forces, alpha=-1)
+            forces = parts.subtracted(forces, apart.forces, per_atom=True)
     found = {"interaction_energy": energy}
     return found if forces is None else {**found, "interaction_forces": forces}
